@@ -49,6 +49,7 @@ class AttentionWork:
 
     cached_tokens : (batch, H) int64, attended cached tokens of each KV head (selected, resident or fetched)
     rows : query rows of one query head (N); a KV head serves `group` query heads
+    chunk_bytes : mean contiguous run of the gathered K and V in device memory, 0 = one stream
     """
 
     rows: int
@@ -56,6 +57,7 @@ class AttentionWork:
     head_dim: int
     cached_tokens: Int64
     kv_read_bytes: int
+    chunk_bytes: int = 0
 
     @property
     def macs(self) -> int:

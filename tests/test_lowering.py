@@ -1,0 +1,92 @@
+"""Counting: parameters, FLOPs and bytes of a step against closed forms and published totals."""
+
+import numpy as np
+import pytest
+
+from dre_sim.lowering import dense_step, linear_gemms, lower, vision_gemms
+from dre_sim.lowering import LayerTransfers
+from dre_sim.workload import FetchWork
+from resv.selection import Counts, LayerSelection, Selection
+from resv.trace import Step
+from tests.shapes import LLAMA3_8B, SIGLIP_L_384, TINY
+
+
+def test_a_llama3_8b_layer_streams_436_megabytes_of_weights() -> None:
+    weights = sum(g.weight_bytes for g in linear_gemms(LLAMA3_8B, 10))
+    assert weights == pytest.approx(436.2e6, rel=1e-3)
+
+
+def test_weights_of_a_decode_step_are_the_15_01_gigabytes_that_are_measured_against() -> None:
+    work = dense_step(LLAMA3_8B, 1, 4, kind="decode")
+    gemms = [g for layer in work.layers for g in layer.gemms] + list(work.head)
+    assert sum(g.weight_bytes for g in gemms) == pytest.approx(15.01e9, rel=1e-3)
+    assert work.vision == ()
+
+
+def test_linear_flops_follow_the_closed_form_of_a_swiglu_layer() -> None:
+    s, n = LLAMA3_8B, 10
+    q, kv = s.n_query_heads * s.head_dim, s.n_kv_heads * s.head_dim
+    expected = 2 * n * (2 * s.hidden * q + 2 * s.hidden * kv + 3 * s.hidden * s.ffn)
+    assert sum(g.flops for g in linear_gemms(s, n)) == expected
+
+
+def test_siglip_l_384_costs_about_192_gmacs_and_316_million_weights() -> None:
+    gemms = vision_gemms(SIGLIP_L_384, 1, 10, 4096)
+    encoder = [g for g in gemms if g.name != "projector"]
+    assert sum(g.macs for g in encoder) == pytest.approx(192.07e9, rel=0.04)
+    assert sum(g.weight_bytes for g in encoder) / 2 == pytest.approx(316.28e6, rel=0.06)
+
+
+def test_attention_counts_cached_tokens_and_the_causal_half_of_the_new_ones() -> None:
+    work = dense_step(TINY, 3, 7)
+    a = work.layers[0].attention
+    pairs = TINY.n_kv_heads * (3 * 7 + 3 * 4 // 2)
+    assert a.macs == 2 * TINY.group * TINY.head_dim * pairs
+    assert a.kv_read_bytes == (7 + 3) * TINY.kv_bytes_per_token_layer
+
+
+def test_batch_multiplies_rows_and_cache_but_not_weights() -> None:
+    one, four = dense_step(LLAMA3_8B, 10, 1000), dense_step(LLAMA3_8B, 10, 1000, batch=4)
+    for a, b in zip(one.layers[0].gemms, four.layers[0].gemms, strict=True):
+        assert (b.m, b.weight_bytes) == (4 * a.m, a.weight_bytes)
+    assert four.layers[0].attention.macs == 4 * one.layers[0].attention.macs
+    assert four.layers[0].kv_write_bytes == 4 * one.layers[0].kv_write_bytes
+
+
+def _selection(n_cached: int, kept: int) -> Selection:
+    attended = np.zeros((TINY.n_kv_heads, n_cached), dtype=bool)
+    attended[:, :kept] = True
+    layer = LayerSelection(0, attended, np.zeros_like(attended), np.ones_like(attended), Counts(score_macs=96))
+    step = Step("frame", n_cached, 3)
+    layers = tuple(LayerSelection(i, attended, layer.resident, layer.candidates, layer.counts) for i in range(3))
+    return Selection("topk", step, layers)
+
+
+def test_lowering_keeps_every_byte_the_kv_management_reported() -> None:
+    selections = [_selection(50, 20), _selection(50, 30)]
+    fetches = [FetchWork(np.array([512, 1024]), 1100, 20), FetchWork(np.array([2048]), 2048, 30)]
+    transfers = [[LayerTransfers(f, 64, 32)] * 3 for f in fetches]
+    work = lower(TINY, selections, transfers, "next_layer")
+    layer = work.layers[1]
+    assert layer.fetch is not None
+    assert layer.fetch.link_bytes == 512 + 1024 + 2048
+    assert (layer.fetch.useful_bytes, layer.offload_write_bytes, layer.reorder_bytes) == (3148, 128, 64)
+    assert layer.attention.cached_tokens.tolist() == [[20, 20], [30, 30]]
+    assert (work.batch, work.kv_len_tokens, work.n_new) == (2, 50, 3)
+
+
+def test_the_first_layer_predicts_with_its_own_query_and_later_ones_project_a_predicted_one() -> None:
+    transfers = [[LayerTransfers(FetchWork(np.zeros(0, dtype=np.int64), 0, 0), 0, 0)] * 3]
+    work = lower(TINY, [_selection(50, 20)], transfers, "next_layer")
+    predictions = [layer.prediction for layer in work.layers]
+    assert predictions[0] is not None
+    assert predictions[1] is not None
+    assert predictions[0].query_gemm is None
+    assert predictions[1].query_gemm is not None
+    assert work.layers[0].fetch is None
+
+
+def test_streams_that_disagree_on_the_step_are_refused() -> None:
+    other = Selection("topk", Step("decode", 50, 1), _selection(50, 20).layers)
+    with pytest.raises(ValueError, match="same kind of step"):
+        lower(TINY, [_selection(50, 20), other], [[], []], "none")
