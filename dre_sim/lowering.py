@@ -54,7 +54,9 @@ def head_gemms(shape: ModelShape, rows: int) -> tuple[Gemm, ...]:
     return (Gemm("lm_head", rows, shape.hidden, shape.vocab, weight_bytes),)
 
 
-def vision_gemms(vision: VisionShape, images: int, tokens_per_frame: int, llm_hidden: int) -> tuple[Gemm, ...]:
+def vision_gemms(
+    vision: VisionShape, images: int, tokens_per_frame: int, llm_hidden: int
+) -> tuple[Gemm, ...]:
     """Vision encoder and projector for `images` frames. Attention GEMMs carry no weights."""
     p, d, f = vision.n_patches, vision.hidden, vision.ffn
     per_element = vision.weight_bits // 8
@@ -144,12 +146,18 @@ def _step(
 
 
 def dense_step(
-    shape: ModelShape, n_new: int, kv_len: int, batch: int = 1, kind: StepKind = "frame", n_layers: int | None = None
+    shape: ModelShape,
+    n_new: int,
+    kv_len: int,
+    batch: int = 1,
+    kind: StepKind = "frame",
+    n_layers: int | None = None,
 ) -> StepWork:
     """A step that attends to its whole cache, all of it on the device. `n_layers` limits the layers."""
     cached = np.full((batch, shape.n_kv_heads), kv_len, dtype=np.int64)
     layers = [
-        _layer(shape, i, n_new, batch, cached) for i in range(shape.n_layers if n_layers is None else n_layers)
+        _layer(shape, i, n_new, batch, cached)
+        for i in range(shape.n_layers if n_layers is None else n_layers)
     ]
     return _step(shape, kind, n_new, batch, kv_len, "none", layers, "dense")
 

@@ -102,6 +102,7 @@ class DreJob:
     wtu_spills: int
     wtu_union_words: int
     kvmu_lookups: int
+    wtu_spill_bytes: int = 0
 
 
 @dataclass(frozen=True)

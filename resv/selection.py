@@ -77,7 +77,13 @@ class ScoreRows:
 
 @dataclass(frozen=True)
 class Counts:
-    """Operations of one layer and step, all KV heads together. MACs, elements and bytes as integers."""
+    """Operations of one layer and step, all KV heads together. MACs, elements and bytes as integers.
+
+    scanned_elements : elements a rescanning threshold unit visits, one pass per visited range
+    selected_prefix_elements : elements selected, summed over the rows (before their union)
+    exact_prefix_elements : the same for exact sorted prefixes; the difference is what ranges overshoot
+    rows_without_mass : score rows whose weighted sum was not positive, which keep their top cluster only
+    """
 
     hash_macs: int = 0
     hamming_compares: int = 0
@@ -86,6 +92,8 @@ class Counts:
     exp_elements: int = 0
     scanned_elements: int = 0
     selected_prefix_elements: int = 0
+    exact_prefix_elements: int = 0
+    rows_without_mass: int = 0
     table_read_bytes: int = 0
     table_write_bytes: int = 0
 

@@ -56,9 +56,13 @@ def test_batch_multiplies_rows_and_cache_but_not_weights() -> None:
 def _selection(n_cached: int, kept: int) -> Selection:
     attended = np.zeros((TINY.n_kv_heads, n_cached), dtype=bool)
     attended[:, :kept] = True
-    layer = LayerSelection(0, attended, np.zeros_like(attended), np.ones_like(attended), Counts(score_macs=96))
+    layer = LayerSelection(
+        0, attended, np.zeros_like(attended), np.ones_like(attended), Counts(score_macs=96)
+    )
     step = Step("frame", n_cached, 3)
-    layers = tuple(LayerSelection(i, attended, layer.resident, layer.candidates, layer.counts) for i in range(3))
+    layers = tuple(
+        LayerSelection(i, attended, layer.resident, layer.candidates, layer.counts) for i in range(3)
+    )
     return Selection("topk", step, layers)
 
 

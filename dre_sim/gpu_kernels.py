@@ -1,0 +1,252 @@
+"""What one GPU kernel costs: `GpuConfig`, matrix products by shape, attention, element-wise, sort.
+
+Every cost is a `Kernel`: FLOPs, device-memory bytes, and the time the kernel holds the GPU. A kernel takes
+at least its bytes at the usable bandwidth and its FLOPs at the achieved rate, whichever is longer, and
+the gap the device leaves between two kernels. Knows no step, no order and no overlap; see `gpu.py`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dre_sim.offload import OffloadTier
+from dre_sim.workload import AttentionWork, Gemm
+
+Precision = Literal["fp16", "int8"]
+
+HALF_BYTES = 2
+# Name that the score product of a vision encoder carries in a `StepWork`.
+VISION_SCORES = "vision_scores"
+# Thread-block tiles that libraries instantiate for Ampere tensor cores (CUTLASS profiler defaults).
+TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
+SPLIT_K = (1, 2, 4, 8)
+# Multiply-accumulate steps lost to filling the pipeline of a tile: 4 stages of 32 (CUTLASS, Ampere default).
+PIPELINE_FILL_K = 128
+# Instructions per weight to unpack and scale an integer weight, two weights at a time (counted, AWQ kernels).
+DEQUANT_OPS = {4: 2, 8: 1}
+# Scale and zero point, fp16 each, per group of 128 weights (AWQ and GPTQ checkpoints).
+QUANT_GROUP, QUANT_GROUP_BYTES = 128, 4
+# fp16 element-wise work: read and write once where fused; eager PyTorch runs a Llama RMSNorm as eight kernels
+# in fp32 (36 B an element), RoPE as ten (20 B), SwiGLU as two (5 B), residuals (6 B): 12 B on average.
+ELEMENTWISE_BYTES = {"eager": 12, "fused": 4, "graph": 4}
+# Eager attention passes over the score matrix: product, scale, mask, softmax in fp32, cast, product.
+EAGER_SCORE_BYTES = 24
+
+
+class PowerMode(BaseModel):
+    """Clock scales against the highest mode, and the power cap of the module."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    gpu_scale: float = Field(gt=0.0, le=1.0)
+    memory_scale: float = Field(gt=0.0, le=1.0)
+    power_w: float = Field(gt=0.0)
+
+
+class GpuConfig(BaseModel):
+    """A GPU platform with its software stack and offload tier. Rates are those of the highest power mode."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: Literal["gpu"] = "gpu"
+    name: str
+    description: str = ""
+    energy: str = Field(description="name of the price table in configs/energy")
+
+    sms: int = Field(gt=0)
+    peak_flops: dict[Precision, float] = Field(description="dense tensor-core peak by activation precision")
+    gemm_share: float = Field(gt=0.0, le=1.0, description="measured large product / peak")
+    attention_share: float = Field(gt=0.0, le=1.0, description="fused attention / peak")
+    fp32_flops: float = Field(gt=0.0, description="CUDA cores: unpacking weights, matrix-vector products")
+    dram_bytes_per_s: float = Field(gt=0.0, description="usable, as a read kernel measures it")
+    memory_capacity_bytes: int = Field(gt=0)
+    l2_bytes: int = Field(gt=0)
+    l2_bytes_per_s: float = Field(gt=0.0)
+
+    stack: Literal["eager", "fused", "graph"] = "fused"
+    attention: Literal["eager", "fused"] = "fused"
+    activation: Precision = "fp16"
+    kernel_gap_ps: int = Field(ge=0, description="device idle between dependent kernels already queued")
+    launch_ps: int = Field(ge=0, description="host time per launch from a compiled stack")
+    dispatch_ps: int = Field(ge=0, description="host time per eager operator, its synchronisations included")
+
+    sort_keys_per_s: float = Field(gt=0.0, description="radix sort of 32-bit keys")
+    gather_overhead_bytes: int = Field(ge=0, description="device-memory bytes wasted per gathered chunk")
+    copy_path: Literal["memcpy", "gather"] = "memcpy"
+    copy_call_ps: int = Field(ge=0, description="host time per asynchronous copy or read call")
+    gather_chunk_ps: int = Field(ge=0, description="time per chunk of a kernel that gathers over the link")
+    staging_copies: int = Field(default=0, ge=0, le=2, description="copies in device memory after a fetch")
+    fetch: Literal["overlapped", "synchronous"] = "overlapped"
+    offload: OffloadTier
+
+    power_mode: str = "maxn"
+    power_modes: dict[str, PowerMode]
+
+    @model_validator(mode="after")
+    def _check(self) -> GpuConfig:
+        if self.power_mode not in self.power_modes:
+            modes = ", ".join(self.power_modes)
+            raise ValueError(f"power_mode {self.power_mode!r} is not among the modes of {self.name}: {modes}")
+        if self.activation not in self.peak_flops:
+            raise ValueError(f"peak_flops of {self.name} gives no rate for activation {self.activation!r}")
+        return self
+
+    @property
+    def mode(self) -> PowerMode:
+        return self.power_modes[self.power_mode]
+
+    @property
+    def host_ps(self) -> int:
+        """Host time per kernel of the model's own stack; a captured graph is replayed by the device."""
+        return {"eager": self.dispatch_ps, "fused": self.launch_ps, "graph": 0}[self.stack]
+
+    def flops_per_s(self, share: float, precision: Precision | None = None) -> float:
+        return self.peak_flops[precision or self.activation] * share * self.mode.gpu_scale
+
+    @property
+    def cuda_flops_per_s(self) -> float:
+        return self.fp32_flops * self.mode.gpu_scale
+
+    @property
+    def l2_per_s(self) -> float:
+        return self.l2_bytes_per_s * self.mode.gpu_scale
+
+    def dram_ps(self, n_bytes: int) -> int:
+        """Time of a transfer with the device memory to itself."""
+        return _ps(n_bytes, self.dram_bytes_per_s * self.mode.memory_scale)
+
+    def spilled(self, n_bytes: int) -> int:
+        """Bytes of an intermediate that reach device memory: none while producer and consumer fit in L2."""
+        return n_bytes if 2 * n_bytes > self.l2_bytes else 0
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One launch, or several alike. `busy_ps` is the time on the GPU with the memory to itself."""
+
+    flops: int
+    read_bytes: int
+    write_bytes: int
+    busy_ps: int
+    launches: int = 1
+
+    @property
+    def dram_bytes(self) -> int:
+        return self.read_bytes + self.write_bytes
+
+
+def gemm(config: GpuConfig, g: Gemm, launches: int = 1) -> Kernel:
+    """A product with streamed weights. Weight width is `weight_bytes` over k·n; below 16 bits it is unpacked.
+
+    Compute is the fastest of the library's tiles (waves over the SMs, pipeline fill, L2 traffic, split K)
+    and of a matrix-vector kernel on the CUDA cores; activations count only where they exceed L2.
+    """
+    bits = 8 * g.weight_bytes / (g.k * g.n)
+    quantised = 0.0 < bits < 16.0
+    weight_bytes = g.weight_bytes + (g.k * g.n // QUANT_GROUP * QUANT_GROUP_BYTES if quantised else 0)
+    unpack = DEQUANT_OPS[4 if bits <= 4 else 8] if quantised and config.activation == "fp16" else 0
+    compute_ps = min(_vector_product_ps(config, g, unpack), *(_tiled_ps(config, g, tile, unpack) for tile in TILES))
+    read = weight_bytes + g.activation_bytes + config.spilled(g.m * g.k * HALF_BYTES)
+    return _kernel(config, g.flops, read, config.spilled(g.m * g.n * HALF_BYTES), compute_ps, launches)
+
+
+def attention(config: GpuConfig, a: AttentionWork, softmax_elements: int) -> Kernel:
+    """Attention of one layer: one fused kernel and its reduction, or the chain of eager operators.
+
+    Fused: query rows of a KV head are packed to tiles of 16, or 64 beyond 16, and K and V are read once.
+    Eager: the cache is concatenated, K and V are repeated per query head, and the score matrix is
+    written and read by every operator.
+    """
+    if config.attention == "fused":
+        packed = a.rows * a.group
+        padded = -(-packed // 16) * 16 if packed <= 16 else -(-packed // 64) * 64
+        compute_ps = _ps(2 * a.macs * padded / packed, config.flops_per_s(config.attention_share, "fp16"))
+        return _kernel(config, 2 * a.macs, a.kv_read_bytes, 0, compute_ps, 2)
+    padded = -(-a.rows // 64) * 64 if a.rows > 1 else 1
+    rate = config.flops_per_s(config.gemm_share, "fp16") if a.rows > 1 else config.cuda_flops_per_s
+    compute_ps = _ps(2 * a.macs * padded / a.rows, rate)
+    repeated = a.kv_read_bytes * a.group if a.group > 1 else 0
+    scores = config.spilled(softmax_elements * EAGER_SCORE_BYTES)
+    read = 2 * a.kv_read_bytes + repeated + scores // 2
+    return _kernel(config, 2 * a.macs, read, a.kv_read_bytes + repeated + scores // 2, compute_ps, 11)
+
+
+def encoder_attention(config: GpuConfig, g: Gemm) -> Kernel:
+    """One of the two products without weights of an encoder's attention, softmax with the scores."""
+    fused = config.attention == "fused"
+    share = config.attention_share if fused else config.gemm_share
+    scores = g.m * g.n if g.name == VISION_SCORES and not fused else 0
+    half = config.spilled(scores * EAGER_SCORE_BYTES) // 2
+    return _kernel(config, g.flops, half, half, _ps(g.flops, config.flops_per_s(share, "fp16")), 1)
+
+
+def elementwise(config: GpuConfig, elements: int, launches: int, bytes_per_element: int = 0) -> Kernel:
+    """Norms, RoPE, activation functions, residuals: bytes at L2 or device-memory rate, no FLOPs counted."""
+    n_bytes = elements * (bytes_per_element or ELEMENTWISE_BYTES[config.stack])
+    spilled = launches * config.spilled(n_bytes // max(1, launches))
+    l2_ps = _ps(n_bytes, config.l2_per_s)
+    return _kernel(config, 0, spilled // 2, spilled // 2, l2_ps, launches)
+
+
+def product(config: GpuConfig, flops: int, read_bytes: int) -> Kernel:
+    """A batched product of two activations at the achieved rate, one operand read from device memory."""
+    return _kernel(config, flops, read_bytes, 0, _ps(flops, config.flops_per_s(config.gemm_share, "fp16")), 1)
+
+
+def stream(config: GpuConfig, read_bytes: int, write_bytes: int) -> Kernel:
+    """Device-memory traffic of a kernel that is counted elsewhere: no launch of its own."""
+    return _kernel(config, 0, read_bytes, write_bytes, 0, 0)
+
+
+def gather(config: GpuConfig, n_bytes: int, chunk_bytes: int) -> Kernel:
+    """Copy scattered chunks of device memory into one run; K and V apart, hence two launches."""
+    chunks = -(-n_bytes // chunk_bytes)
+    return _kernel(config, 0, n_bytes + chunks * config.gather_overhead_bytes, n_bytes, 0, 2)
+
+
+def sort(config: GpuConfig, keys: int) -> Kernel:
+    """Segmented radix sort of key-value pairs; four passes that read and write both (8-bit digits)."""
+    n_bytes = config.spilled(keys * 8) * 4
+    rate = config.sort_keys_per_s * min(config.mode.gpu_scale, config.mode.memory_scale)
+    return _kernel(config, 0, n_bytes, n_bytes, _ps(keys, rate), 4)
+
+
+def together(kernels: list[Kernel]) -> Kernel:
+    """Kernels that run one after the other as one."""
+    return Kernel(
+        sum(k.flops for k in kernels),
+        sum(k.read_bytes for k in kernels),
+        sum(k.write_bytes for k in kernels),
+        sum(k.busy_ps for k in kernels),
+        sum(k.launches for k in kernels),
+    )
+
+
+def _kernel(config: GpuConfig, flops: int, read: int, write: int, compute_ps: int, launches: int) -> Kernel:
+    busy_ps = max(compute_ps, config.dram_ps(read + write)) + launches * config.kernel_gap_ps
+    return Kernel(flops, read, write, busy_ps, launches)
+
+
+def _tiled_ps(config: GpuConfig, g: Gemm, tile: tuple[int, int], unpack: int) -> int:
+    """Tensor-core kernel: tiles go over the SMs in waves, each at its SM's share of the chip."""
+    rows, columns = tile
+    sm_flops = config.flops_per_s(config.gemm_share) / config.sms
+    sm_l2 = config.l2_per_s / config.sms
+    step_s = max(2 * rows * columns / sm_flops, (rows + columns) * HALF_BYTES / sm_l2)
+    sm_ops = config.cuda_flops_per_s / 2 / config.sms
+    step_s += columns * unpack / sm_ops
+    tiles = -(-g.m // rows) * -(-g.n // columns)
+    steps = min(-(-tiles * s // config.sms) * (g.k / s + PIPELINE_FILL_K) for s in SPLIT_K)
+    return round(steps * step_s * 1e12)
+
+
+def _vector_product_ps(config: GpuConfig, g: Gemm, unpack: int) -> int:
+    ops = g.flops + 2 * unpack * g.k * g.n
+    return _ps(ops, config.cuda_flops_per_s)
+
+
+def _ps(amount: float, per_s: float) -> int:
+    return round(amount / per_s * 1e12)

@@ -1,0 +1,71 @@
+"""ReSV in software on a GPU: operators, host synchronisations and kernels of one layer's prediction.
+
+The algorithm as eager PyTorch would run it: clustering is sequential, a token's cluster is visible to
+the next token, so every token costs its own short chain of operators and one synchronisation. The count
+of operators follows the algorithm (docs/dre.md); what one operator costs the host is
+`GpuConfig.dispatch_ps`, the only fitted figure here. The GPU work of each operator is counted as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from dre_sim import gpu_kernels as kernels
+from dre_sim.gpu_kernels import GpuConfig, Kernel
+from dre_sim.workload import PredictionWork
+
+# Eager operators. Hash: product, sign, bit weights, pack.
+HASH_OPS = 4
+# A new token: XOR, popcount, minimum, compare, branch on the host; then join (count, mean: 3, member list)
+# or found (code, mean, count, member list).
+TOKEN_OPS = 10
+# Predicted query: norm in fp32 (8), projection, RoPE on the queries (5), two views copied.
+QUERY_OPS = 16
+# Threshold: product, scale, row maximum, subtract, exp, times count, row sum, times ratio, sort, gather the
+# counts, products, cumulative sum, compare, shift by one, scatter back, union over the rows.
+THRESHOLD_OPS = 16
+# Per KV head, lengths differ: clusters to token mask, minus resident, indices (synchronises), K, V.
+HEAD_OPS = 5
+# Passes over the score matrix in fp32, read and write: the operators above less product, sort and union.
+SCORE_PASSES, SCORE_PASS_BYTES = 13, 8
+
+
+@dataclass(frozen=True)
+class SoftwareStage:
+    """A synchronous run of eager operators: the host dispatches for `host_ps`, the kernels take `kernel`."""
+
+    host_ps: int
+    kernel: Kernel
+
+    @property
+    def duration_ps(self) -> int:
+        """Host and device alternate at every synchronisation, so their times add up."""
+        return self.host_ps + self.kernel.busy_ps
+
+
+def cluster(config: GpuConfig, p: PredictionWork) -> SoftwareStage:
+    """Hash the step's new keys and put them into clusters, one token after the other."""
+    ops = HASH_OPS * (p.hash_gemm is not None) + TOKEN_OPS * p.new_tokens
+    work = [
+        kernels.elementwise(config, p.new_tokens * p.clusters, TOKEN_OPS * p.new_tokens, kernels.HALF_BYTES),
+        kernels.stream(config, p.table_read_bytes, p.table_write_bytes),
+    ]
+    if p.hash_gemm is not None:
+        work.append(kernels.gemm(config, p.hash_gemm, HASH_OPS))
+    return SoftwareStage(ops * config.dispatch_ps, kernels.together(work))
+
+
+def select(config: GpuConfig, p: PredictionWork) -> SoftwareStage:
+    """Score the clusters with the (predicted) query, sort each row, cut at the threshold, list tokens."""
+    scores = p.score_rows * p.clusters
+    ops = THRESHOLD_OPS + HEAD_OPS * p.kv_heads
+    work = [
+        kernels.product(config, 2 * p.score_macs, p.score_read_bytes),
+        kernels.elementwise(config, scores, SCORE_PASSES, SCORE_PASSES * SCORE_PASS_BYTES),
+        kernels.sort(config, scores),
+        kernels.elementwise(config, p.clusters * p.kv_heads, HEAD_OPS * p.kv_heads, SCORE_PASS_BYTES),
+    ]
+    if p.query_gemm is not None:
+        ops += QUERY_OPS
+        work.append(kernels.gemm(config, p.query_gemm, QUERY_OPS))
+    return SoftwareStage(ops * config.dispatch_ps, kernels.together(work))

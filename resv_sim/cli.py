@@ -1,0 +1,148 @@
+"""The command line: run an experiment, list what is bundled, look at a trace file.
+
+Everything heavy is imported when it is needed, so that `--help` answers at once. What the user can mend
+ends in one paragraph on standard error and exit code 2; `--debug` shows the traceback instead.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+COMMAND = "resv-sim"
+LISTS = ("models", "policies", "platforms", "configs")
+
+
+@click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option(
+    "--config", metavar="NAME_OR_PATH", help="Experiment: a YAML file, or the name of a bundled one."
+)
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: results/<name>]")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override one value; may repeat.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Parallel workers.")
+@click.option("--no-cache", is_flag=True, help="Compute every stage anew.")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.option("--version", is_flag=True, help="Show the version and exit.")
+@click.pass_context
+def main(
+    context: click.Context,
+    config: str | None,
+    out: Path | None,
+    settings: tuple[str, ...],
+    jobs: int,
+    no_cache: bool,
+    debug: bool,
+    version: bool,
+) -> None:
+    """Simulate streaming video LLMs with KV-cache retrieval on edge accelerators.
+
+    \b
+    resv-sim --config orin_vs_dre.yaml
+    resv-sim --config orin_vs_dre.yaml --set video.file=clip.mp4 --out results/clip
+    """
+    context.obj = debug
+    if version:
+        from resv_sim.provenance import version_text
+
+        click.echo(f"{COMMAND} {version_text()}")
+    elif context.invoked_subcommand is not None:
+        if config is not None:
+            raise click.UsageError(
+                f"--config runs an experiment; drop it to use '{context.invoked_subcommand}'."
+            )
+    elif config is None:
+        click.echo(context.get_help())
+    else:
+        with explained(debug):
+            run_experiment(config, settings, out, jobs, use_cache=not no_cache)
+
+
+@main.command("list")
+@click.argument("what", type=click.Choice(LISTS), required=False)
+@click.pass_obj
+def list_bundled(debug: bool, what: str | None) -> None:
+    """List bundled models, policies, platforms or experiments (configs)."""
+    with explained(debug):
+        from resv_sim.config import descriptions
+
+        for family in [what] if what else LISTS:
+            if not what:
+                click.echo(f"{family}:")
+            entries = descriptions("" if family == "configs" else family)
+            width = max((len(name) for name in entries), default=0)
+            for name, text in entries.items():
+                click.echo(f"  {name:<{width}}  {text}".rstrip())
+
+
+@main.group()
+def trace() -> None:
+    """Look at a recorded trace file."""
+
+
+@trace.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def info(debug: bool, file: Path) -> None:
+    """Show what a trace file holds."""
+    with explained(debug):
+        from resv.trace_file import describe_trace
+
+        for key, value in describe_trace(file).items():
+            click.echo(f"{key}: {value}")
+
+
+@trace.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.pass_obj
+def check(debug: bool, file: Path) -> None:
+    """Read all of a trace file and check it against the schema."""
+    with explained(debug):
+        from resv.trace_file import check_trace
+
+        check_trace(file)
+        click.echo(f"{file}: a valid trace")
+
+
+@contextmanager
+def explained(debug: bool) -> Iterator[None]:
+    """Turn what the user can mend into one paragraph and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        if debug:
+            raise
+        click.echo(f"{COMMAND}: error: {' '.join(str(error).split())}", err=True)
+        sys.exit(2)
+
+
+def run_experiment(
+    config: str, settings: tuple[str, ...], out: Path | None, jobs: int, *, use_cache: bool
+) -> None:
+    """Load, run and write one experiment, and print its summary."""
+    from resv_sim.config import load_experiment
+    from resv_sim.output import OutputFolder
+    from resv_sim.progress import Progress
+
+    experiment, source = load_experiment(config, settings)
+    click.echo(f"{experiment.name}: {source}", err=True)
+    with OutputFolder(out or Path("results") / experiment.name) as folder:
+        from resv_sim.pipeline import run
+        from resv_sim.writing import write_results
+
+        progress = Progress()
+        result = run(experiment, progress, jobs, use_cache=use_cache)
+        write_results(result, experiment, folder.partial, progress)
+        folder.commit()
+    from rich.console import Console
+
+    from resv_sim.report import terminal_table
+
+    console = Console()
+    console.print(terminal_table(result.rows, experiment))
+    for note in result.notes:
+        console.print(f"Note: {note}", highlight=False, markup=False)
+    console.print(f"Results in {folder.path}", highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,101 @@
+"""The hardware stage: one layer's selections on one platform's KV management and DRE.
+
+Puts `dre_sim` and the policy together; what they count is theirs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from dre_sim.dre import simulate_dre_layer
+from dre_sim.kvmu import FetchPlan, KvmuConfig, KvmuState, fetch_list
+from dre_sim.lowering import LayerTransfers
+from dre_sim.platforms import VRexConfig
+from dre_sim.workload import DreJob
+from energy_models.scaling import UnitParameters
+from resv.policies.base import Policy
+from resv.policies.resv import ReSV
+from resv.selection import LayerSelection
+from resv.trace import KVTrace
+
+# A GPU has no KV management unit; its software lays clusters out as ReSV says (contiguous, paper section IV).
+SOFTWARE_LAYOUT = KvmuConfig()
+
+
+@dataclass(frozen=True)
+class LayerOnPlatform:
+    """One layer of one stream on one platform, per probe."""
+
+    transfers: tuple[LayerTransfers, ...]
+    jobs: tuple[DreJob | None, ...]
+    table_bytes: tuple[int, ...]
+
+
+def layer_on_platform(
+    platform: Any, policy: Policy, trace: KVTrace, selections: Sequence[LayerSelection]
+) -> LayerOnPlatform:
+    """Fetch plans and DRE jobs of every probe, in stream order (reuse carries over from probe to probe).
+
+    Raises DisagreementError where a unit selects something else than the policy did.
+    """
+    kvmu = platform.kvmu if isinstance(platform, VRexConfig) else SOFTWARE_LAYOUT
+    state = KvmuState.empty()
+    plans: list[FetchPlan] = []
+    jobs: list[DreJob | None] = []
+    hash_bits = policy.hash_bits if isinstance(policy, ReSV) else 0
+    for step, selection in zip(trace.probes, selections, strict=True):
+        plan = fetch_list(kvmu, state, selection, trace.shape, n_new=step.n_tokens, hash_bits=hash_bits)
+        state = plan.state
+        plans.append(plan)
+        jobs.append(_dre_job(platform, policy, selection))
+    transfers = tuple(LayerTransfers(p.work, p.offload_write_bytes, p.reorder_bytes) for p in plans)
+    return LayerOnPlatform(transfers, tuple(jobs), tuple(p.table_bytes for p in plans))
+
+
+def _dre_job(platform: Any, policy: Policy, selection: LayerSelection) -> DreJob | None:
+    if not isinstance(platform, VRexConfig) or not isinstance(policy, ReSV) or not selection.rows:
+        return None
+    return simulate_dre_layer(platform.hcu, platform.wtu, policy, selection, platform.lxe.cores)
+
+
+def merge_jobs(jobs: Sequence[DreJob | None]) -> DreJob | None:
+    """Streams of a batch go through the units one after the other: cycles and counts add up."""
+    known = [job for job in jobs if job is not None]
+    if not known:
+        return None
+    return DreJob(**{f.name: sum(getattr(job, f.name) for job in known) for f in fields(DreJob)})
+
+
+def unit_parameters(platform: VRexConfig, policies: Sequence[Policy]) -> UnitParameters:
+    """What decides the chip's area and unit costs: its own fields, and the widths its ReSV policy needs."""
+    resv = next((p for p in policies if isinstance(p, ReSV)), None)
+    lxe, hcu, wtu = platform.lxe, platform.hcu, platform.wtu
+    widths: dict[str, int] = {}
+    if resv is not None:
+        widths["hash_bits"] = resv.hash_bits
+        widths["score_bits"] = resv.wicsum.score_bits
+        exponent = resv.wicsum.edges == "exponent"
+        # An exponent edge compares eight exponent bits and the kept mantissa, a linear one the whole score.
+        widths["range_bits"] = 8 + resv.wicsum.mantissa_bits if exponent else resv.wicsum.score_bits
+    return UnitParameters(
+        cores=lxe.cores,
+        mac_trees=lxe.mac_trees,
+        tree_inputs=lxe.tree_inputs,
+        vpe_width=lxe.vpe_width,
+        lxe_sram_bytes=lxe.sram_bytes,
+        lxe_port_bytes=lxe.weight_port_bytes,
+        bits_per_cycle=hcu.bits_per_cycle,
+        xor_accumulators=hcu.xor_accumulators,
+        early_exit=hcu.early_exit,
+        tile_bytes=hcu.tile_bytes,
+        current_bytes=hcu.current_bytes,
+        wtu_lanes=wtu.lanes,
+        wtu_cores=wtu.cores,
+        score_bytes=wtu.score_bytes,
+        count_bytes=wtu.count_bytes,
+        count_bits=wtu.count_bits,
+        frequency_hz=lxe.frequency_hz,
+        **widths,
+    )

@@ -1,0 +1,99 @@
+"""One look for all figures: sizes, a palette that colour-blind readers can tell apart, and saving.
+
+Colours are Okabe and Ito's (2008). Saved files hold no date and no random identifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999")
+# What a span or a part of a latency is about, the same colour in every figure.
+KIND_COLOURS = {
+    "linear": "#0072B2",
+    "attention": "#56B4E9",
+    "vision": "#CC79A7",
+    "vector": "#009E73",
+    "lm_head": "#F0E442",
+    "prediction": "#D55E00",
+    "fetch": "#E69F00",
+    "offload": "#999999",
+    "idle": "#DDDDDD",
+}
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+GREY = "#666666"
+
+RC: dict[Any, Any] = {
+    "font.family": "DejaVu Sans",
+    "font.size": 10,
+    "axes.titlesize": 11,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": False,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "legend.fontsize": 9,
+    "svg.hashsalt": "resv-sim",
+    "figure.constrained_layout.use": True,
+}
+
+
+@dataclass(frozen=True)
+class FigureFile:
+    """A drawn figure: `name`.png and `name`.svg in the figures folder, and what it says in words."""
+
+    name: str
+    title: str
+    caption: str
+
+
+def canvas(width_in: float, height_in: float) -> Any:
+    """An empty figure that draws with Agg and belongs to no global state."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width_in, height_in))
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def save(figure: Any, folder: Path, name: str, dpi: int) -> None:
+    """Write PNG and SVG, cut to what is drawn so that nothing is clipped."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", dpi=dpi, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(folder / f"{name}.svg", bbox_inches="tight", metadata={"Date": None})
+
+
+def colours(labels: Iterable[str]) -> dict[str, str]:
+    """A colour per label, in order of first appearance."""
+    return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(dict.fromkeys(labels))}
+
+
+def kind_colours(kinds: Iterable[str]) -> dict[str, str]:
+    """The colour of each kind of work, in the fixed order of `KIND_COLOURS`; black for a kind it does not know."""
+    present = dict.fromkeys(kinds)
+    ordered = [kind for kind in KIND_COLOURS if kind in present] + [k for k in present if k not in KIND_COLOURS]
+    return {kind: KIND_COLOURS.get(kind, "#000000") for kind in ordered}
+
+
+def length_name(tokens: int) -> str:
+    """1000 -> '1K', 350 -> '350'."""
+    return f"{tokens // 1000}K" if tokens % 1000 == 0 else str(tokens)
+
+
+def number(value: float) -> str:
+    """Three significant digits, without an exponent where a plain number is as short."""
+    if value == 0:
+        return "0"
+    if 1e-3 <= abs(value) < 1e5:
+        magnitude = int(f"{abs(value):.2e}".partition("e")[2])
+        return f"{value:.{max(0, 2 - magnitude)}f}"
+    return f"{value:.3g}"
+
+
+def legend_below(figure: Any, handles: Sequence[Any], labels: Sequence[str], columns: int = 4) -> None:
+    """One legend for the whole figure, under it."""
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(columns, max(1, len(labels))))

@@ -1,0 +1,187 @@
+"""Figures of the literature, and how ours compare: signed errors, nothing hidden, nothing tuned.
+
+Facts are data (`data/vrex_published.yaml`), each with its role: a calibration row has set a constant, a
+prediction row has not. Compares only like with like: same model, stage, batch, cache length, baseline.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from resv_sim.results import PublishedComparison, ResultRow, Role
+from resv_sim.validation import validated
+from resv_sim.yaml_source import read_yaml
+
+FACTS_FILE = Path(__file__).resolve().parent / "data" / "vrex_published.yaml"
+
+
+class Where(BaseModel):
+    """Rows a fact speaks about; an empty list of labels means any. `kv_len_tokens` is a closed interval."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    platform: tuple[str, ...] = ()
+    policy: tuple[str, ...] = ()
+    stage: Literal["frame", "question", "decode"] | None = None
+    batch: int | None = None
+    kv_len_tokens: tuple[int, int] | None = None
+
+    def holds_for(self, row: ResultRow) -> bool:
+        return (
+            (not self.platform or row.platform in self.platform)
+            and (not self.policy or row.policy in self.policy)
+            and self.stage in (None, row.stage)
+            and self.batch in (None, row.batch)
+            and (
+                self.kv_len_tokens is None
+                or self.kv_len_tokens[0] <= row.kv_len_tokens <= self.kv_len_tokens[1]
+            )
+        )
+
+
+class Fact(BaseModel):
+    """One published figure: values over the cache lengths, the ends of a range over them, or one value."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    figure: str
+    item: str
+    unit: str
+    column: str | None = None
+    statistic: str | None = None
+    where: Where = Where()
+    baseline: Where | None = None
+    value: float | None = None
+    values: tuple[float, ...] = ()
+    range: tuple[float, float] | None = None
+    role: Role
+    calibrated_lengths_tokens: tuple[int, ...] = ()
+
+    @model_validator(mode="after")
+    def _check(self) -> Fact:
+        if (self.column is None) == (self.statistic is None):
+            raise ValueError("a fact names either a column or a statistic")
+        if self.column is not None and self.column not in ResultRow.__dataclass_fields__:
+            raise ValueError(f"no column '{self.column}' in results.csv")
+        if [self.value is not None, bool(self.values), self.range is not None].count(True) != 1:
+            raise ValueError("a fact has either a value, values or a range")
+        return self
+
+
+class PublishedFacts(BaseModel):
+    """The file of facts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    paper: str
+    model: str
+    kv_lengths_tokens: tuple[int, ...]
+    known_contradictions: tuple[str, ...] = ()
+    facts: tuple[Fact, ...] = Field(min_length=1)
+
+    @model_validator(mode="after")
+    def _check(self) -> PublishedFacts:
+        for fact in self.facts:
+            if fact.values and len(fact.values) != len(self.kv_lengths_tokens):
+                raise ValueError(
+                    f"{fact.item}: {len(self.kv_lengths_tokens)} values are needed, one per length"
+                )
+        return self
+
+
+def published_facts() -> PublishedFacts:
+    """The packaged facts, validated."""
+    return validated(PublishedFacts, read_yaml(FACTS_FILE))
+
+
+def compare(
+    rows: Sequence[ResultRow], baseline: tuple[str, str], statistics: Mapping[str, object] | None = None
+) -> list[PublishedComparison]:
+    """Every published figure for which these rows have a counterpart.
+
+    `baseline` is the pair (platform, policy) that speedup and energy_gain refer to; `statistics` are the
+    trace's, by the names the facts use.
+    """
+    published = published_facts()
+    same_model = [row for row in rows if _plain(row.model) == _plain(published.model)]
+    if not same_model:
+        return []
+    result: list[PublishedComparison] = []
+    for fact in published.facts:
+        if fact.baseline and not _is_baseline(fact.baseline, baseline):
+            continue
+        if fact.statistic is not None:
+            result += _one(fact, fact.item, _number((statistics or {}).get(fact.statistic)))
+        else:
+            result += _over_rows(
+                fact, published.kv_lengths_tokens, [r for r in same_model if fact.where.holds_for(r)]
+            )
+    return result
+
+
+def _over_rows(
+    fact: Fact, lengths: Sequence[int], rows: Sequence[ResultRow]
+) -> Iterator[PublishedComparison]:
+    """One comparison per platform where the fact is about platforms (both Orin tables, say), else one."""
+    platforms = list(dict.fromkeys(row.platform for row in rows))
+    for platform in platforms if fact.where.platform else platforms[:1]:
+        values = {
+            r.kv_len_tokens: _number(getattr(r, fact.column or "")) for r in rows if r.platform == platform
+        }
+        ours = {length: value for length, value in values.items() if value is not None}
+        note = f" ({platform})" if len(platforms) > 1 and fact.where.platform else ""
+        if fact.values:
+            yield from _per_length(fact, note, lengths, ours)
+        elif fact.range is not None and {lengths[0], lengths[-1]} <= ours.keys():
+            low, high = fact.range
+            yield _comparison(fact, f"{fact.item}, lowest{note}", min(ours.values()), low)
+            yield _comparison(fact, f"{fact.item}, highest{note}", max(ours.values()), high)
+        elif fact.value is not None and ours:
+            yield from _one(fact, fact.item + note, sum(ours.values()) / len(ours))
+
+
+def _per_length(
+    fact: Fact, note: str, lengths: Sequence[int], ours: Mapping[int, float]
+) -> Iterator[PublishedComparison]:
+    for length, published in zip(lengths, fact.values, strict=True):
+        if length in ours:
+            item = f"{fact.item} at {length // 1000}K{note}"
+            role: Role = "calibration" if length in fact.calibrated_lengths_tokens else fact.role
+            compared = _comparison(fact, item, ours[length], published)
+            yield replace(compared, role=role, kv_len_tokens=length)
+
+
+def _one(fact: Fact, item: str, ours: float | None) -> Iterator[PublishedComparison]:
+    if ours is not None and fact.value is not None:
+        yield _comparison(fact, item, ours, fact.value)
+
+
+def _comparison(fact: Fact, item: str, ours: float, published: float) -> PublishedComparison:
+    return PublishedComparison(
+        fact.figure,
+        item,
+        fact.unit,
+        ours,
+        published,
+        error=ours / published - 1.0,
+        role=fact.role,
+        column=fact.column,
+        stage=fact.where.stage,
+    )
+
+
+def _is_baseline(wanted: Where, baseline: tuple[str, str]) -> bool:
+    return baseline[0] in wanted.platform and baseline[1] in wanted.policy
+
+
+def _number(value: object) -> float | None:
+    return float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else None
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())

@@ -1,0 +1,106 @@
+"""What the report says beside the rows: assumptions, which timelines to show, how the gain moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from dre_sim.platforms import VRexConfig
+from dre_sim.timeline import Timeline
+from energy_models.scaling import UnitParameters
+from energy_models.sensitivity import Case, ranges, sensitivity
+from resv_sim.config import Experiment
+from resv_sim.results import RatioKey, SensitivityRow
+from resv_sim.rows import Point
+
+Parameters = Callable[[Experiment, str], UnitParameters | None]
+
+
+def shown_timelines(points: Sequence[Point]) -> dict[str, Timeline]:
+    """One step per run: a frame where there is one, at the longest cache."""
+    out: dict[str, Timeline] = {}
+    for label in dict.fromkeys(p.row.label for p in points):
+        mine = [p for p in points if p.row.label == label]
+        frames = [p for p in mine if p.row.stage == "frame"] or mine
+        longest = max(frames, key=lambda p: p.row.kv_len_tokens)
+        row = longest.row
+        out[f"{label} {row.stage} at {row.kv_len_tokens} tokens"] = longest.timeline
+    return out
+
+
+def ratio_statistics(ratios: Mapping[RatioKey, NDArray[np.float64]]) -> dict[str, object]:
+    """Spread of the retrieval ratio over layers in the frame stage at the shortest cache (Fig. 20)."""
+    frames = {key: values for key, values in ratios.items() if key.stage == "frame" and np.any(values)}
+    if not frames:
+        return {}
+    shortest = min(frames, key=lambda key: key.kv_len_tokens)
+    by_layer = frames[shortest].mean(axis=1)
+    return {"layer_ratio_min": float(by_layer.min()), "layer_ratio_max": float(by_layer.max())}
+
+
+def assumptions(experiment: Experiment) -> Iterator[str]:
+    """What the numbers rest on, one sentence each."""
+    if experiment.trace.recorded is None:
+        source = experiment.video.file or "the rendered default video"
+        yield (
+            f"Keys, queries and values are synthetic, made from {source}; the generator is calibrated on what "
+            "the paper measured on COIN, not on a trained model."
+        )
+    for label in dict.fromkeys(r.platform for r in experiment.runs):
+        config = experiment.platforms[label]
+        text = " ".join(config.description.split()) or config.name
+        yield f"{label}: {text.rstrip('.')}. Prices: {experiment.energy[label].name}."
+    for label in dict.fromkeys(r.policy for r in experiment.runs):
+        policy = experiment.policies[label]
+        where = "no limit" if policy.recent_bytes is None else f"{policy.recent_bytes} bytes"
+        yield f"Policy {label}: device capacity for the KV cache {where}; recent tokens: {policy.recent}."
+    if any(isinstance(experiment.platforms[r.platform], VRexConfig) for r in experiment.runs):
+        yield (
+            "V-Rex streams every weight of a layer from memory once per step; what overlaps follows from "
+            "dependencies and shared resources, not from a factor."
+        )
+
+
+def sensitivity_rows(
+    experiment: Experiment, points: Sequence[Point], parameters: Parameters
+) -> Iterator[SensitivityRow]:
+    """Energy gain over the baseline with each uncertain price at the ends of its range.
+
+    For every other run, in the first stage, at the shortest and the longest cache.
+    """
+    base = {(p.row.kv_len_tokens, p.row.stage): p for p in points if p.row.label == experiment.baseline.label}
+    for label in dict.fromkeys(p.row.label for p in points):
+        mine = [p for p in points if p.row.label == label and p.row.stage == points[0].row.stage]
+        if label == experiment.baseline.label or not mine:
+            continue
+        for p in mine[:1] + mine[1:][-1:]:
+            reference = base.get((p.row.kv_len_tokens, p.row.stage))
+            if reference is not None:
+                yield from _moved(experiment, reference, p, parameters)
+
+
+def _moved(
+    experiment: Experiment, reference: Point, point: Point, parameters: Parameters
+) -> Iterator[SensitivityRow]:
+    cases = [_case(experiment, p, parameters) for p in (reference, point)]
+    known: dict[str, Any] = {**ranges(cases[0].table), **ranges(cases[1].table)}
+    for name, values in known.items():
+        gains = sensitivity(cases[0], cases[1], name)
+        for value, gain in zip(values, gains, strict=True):
+            row = point.row
+            yield SensitivityRow(
+                name, _unit(cases, name), value, row.platform, row.policy, row.kv_len_tokens, row.stage, gain
+            )
+
+
+def _case(experiment: Experiment, point: Point, parameters: Parameters) -> Case:
+    platform = point.row.platform
+    return Case(point.timeline, experiment.energy[platform], parameters(experiment, platform))
+
+
+def _unit(cases: Sequence[Case], name: str) -> str:
+    row = next(c.table.rows()[name] for c in reversed(cases) if name in c.table.rows())
+    return {"cost_pj": f"pJ {getattr(row, 'unit', '')}".strip(), "power_w": "W", "share": "1"}[row.VALUE]

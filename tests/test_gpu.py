@@ -1,0 +1,257 @@
+"""GPU steps: conservation, exclusive resources, overlap, FlexGen streaming, ReSV in software, bad input."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from dre_sim import gpu_retrieval as retrieval
+from dre_sim.breakdown import prediction_ps
+from dre_sim.gpu import Gpu, GpuConfig, OutOfMemoryError, check_capacity, device_bytes
+from dre_sim.lowering import dense_step
+from dre_sim.statistics import OperatingPoint, statistics_step
+from dre_sim.workload import FetchWork, PredictMode, StepWork
+from tests.gpu_platforms import A100, ORIN, PAPER, PLATFORMS, full_step, milliseconds, resv_step
+from tests.shapes import LLAMA3_8B, TINY
+
+STEPS: dict[str, Callable[[], StepWork]] = {
+    "dense": lambda: dense_step(TINY, 4, 50),
+    "full": lambda: full_step(LLAMA3_8B, 5000),
+    "resv": lambda: resv_step(LLAMA3_8B, 5000, 0.2),
+    "same_layer": lambda: resv_step(LLAMA3_8B, 5000, 0.2, "same_layer"),
+    "decode": lambda: statistics_step(LLAMA3_8B, 1, 5000, OperatingPoint(ratio=0.03), kind="decode"),
+}
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"stack": "eager", "attention": "eager"},
+    {"stack": "graph"},
+    {"fetch": "synchronous"},
+    {"copy_path": "gather"},
+]
+
+
+def test_spans_of_one_resource_never_overlap() -> None:
+    for make in STEPS.values():
+        for changes in CHANGES:
+            timeline = Gpu(ORIN.model_copy(update=changes)).simulate(make())
+            for resource in set(timeline.resources()) - {"dram"}:
+                assert all(a.end_ps <= b.start_ps for a, b in pairwise(timeline.on(resource)))
+
+
+@pytest.mark.parametrize("config", [ORIN, A100], ids=["agx_orin", "a100"])
+@pytest.mark.parametrize("step", STEPS)
+def test_bytes_moved_are_bytes_counted(config: GpuConfig, step: str) -> None:
+    work = STEPS[step]()
+    timeline = Gpu(config).simulate(work)
+    actions = timeline.actions
+    assert sum(s.n_bytes for s in timeline.on("dram")) == actions["dram_read_bytes"] + actions["dram_write_bytes"]
+    asked = sum(layer.fetch.link_bytes for layer in work.layers if layer.fetch)
+    assert sum(s.n_bytes for s in timeline.on("link")) == asked
+    assert actions.get("link_bytes", 0) >= asked
+    assert actions["dram_write_bytes"] >= asked
+    weights = sum(g.weight_bytes for g in (*work.vision, *work.head, *(g for la in work.layers for g in la.gemms)))
+    assert actions["dram_read_bytes"] >= weights + sum(la.attention.kv_read_bytes for la in work.layers)
+    assert actions["gpu_flops"] >= 2 * sum(g.macs for g in (*work.vision, *work.head))
+    assert 0 < actions["gpu_busy_ps"] <= timeline.end_ps
+    assert all(isinstance(count, int) for count in actions.values())
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_a_step_takes_at_least_its_bytes(step: str) -> None:
+    timeline = Gpu(ORIN).simulate(STEPS[step]())
+    moved = timeline.actions["dram_read_bytes"] + timeline.actions["dram_write_bytes"]
+    assert timeline.end_ps >= moved / ORIN.dram_bytes_per_s * 1e12 - 1
+
+
+@pytest.mark.parametrize("step", ["full", "resv", "same_layer"])
+@pytest.mark.parametrize("config", [ORIN, PAPER, A100], ids=PLATFORMS)
+def test_overlapped_fetch_is_never_slower(config: GpuConfig, step: str) -> None:
+    work = STEPS[step]()
+    synchronous = config.model_copy(update={"fetch": "synchronous"})
+    assert Gpu(config).simulate(work).end_ps <= Gpu(synchronous).simulate(work).end_ps
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    kv_len=st.integers(100, 40_000),
+    step=st.sampled_from(["full", "resv"]),
+    field=st.sampled_from(["dram_bytes_per_s", "gemm_share", "dispatch_ps", "launch_ps", "copy_call_ps"]),
+)
+def test_better_hardware_is_never_slower(kv_len: int, step: str, field: str) -> None:
+    work = full_step(LLAMA3_8B, kv_len) if step == "full" else resv_step(LLAMA3_8B, kv_len, 0.2)
+    better = 0.5 if field.endswith("_ps") else 1.2
+    value = type(getattr(ORIN, field))(getattr(ORIN, field) * better)
+    faster = ORIN.model_copy(update={field: value})
+    # A fetch that ends sooner takes its share of the memory sooner, perhaps from the kernels in the way.
+    assert Gpu(faster).simulate(work).end_ps <= 1.001 * Gpu(ORIN).simulate(work).end_ps
+
+
+def test_stacks_are_ordered() -> None:
+    work = dense_step(LLAMA3_8B, 1, 100, kind="decode")
+    eager, fused, graph = (
+        milliseconds(ORIN.model_copy(update={"stack": s}), work) for s in ("eager", "fused", "graph")
+    )
+    assert graph <= fused < eager
+
+
+def test_a_host_that_cannot_keep_up_sets_the_pace() -> None:
+    slow = ORIN.model_copy(update={"launch_ps": 10**9})
+    timeline = Gpu(slow).simulate(dense_step(LLAMA3_8B, 1, 100, kind="decode"))
+    paced = timeline.actions["kernel_launches"] * 10**9
+    assert timeline.busy_ps("host") == paced
+    assert paced < timeline.end_ps < 1.03 * paced
+
+
+def test_power_modes_slow_down() -> None:
+    work = full_step(LLAMA3_8B, 1000)
+    times = [milliseconds(ORIN.model_copy(update={"power_mode": m}), work) for m in ("maxn", "50w", "30w", "15w")]
+    assert times == sorted(times)
+    assert times[-1] > 1.4 * times[0]
+
+
+def test_batch_reads_the_weights_once() -> None:
+    one, four = (Gpu(A100).simulate(dense_step(LLAMA3_8B, 10, 1000, batch, "question")).actions for batch in (1, 4))
+    kv_bytes = 1010 * LLAMA3_8B.kv_bytes_per_token
+    assert four["dram_read_bytes"] - one["dram_read_bytes"] == 3 * kv_bytes
+
+
+# -- FlexGen ----------------------------------------------------------------------------------------------
+
+
+def test_flexgen_at_40k_is_bound_by_the_link() -> None:
+    """The cache of 40K tokens takes at least 1.31 s at the raw 4 GB/s, and compute hides under it."""
+    work = full_step(LLAMA3_8B, 40_000)
+    timeline = Gpu(PAPER).simulate(work)
+    assert timeline.end_ps / 1e12 > 40_000 * 131_072 / 4e9
+    busy = timeline.busy_ps("link")
+    assert busy <= timeline.end_ps <= busy * 1.05
+
+
+def test_flexgen_loads_one_layer_ahead_in_two_buffers() -> None:
+    timeline = Gpu(ORIN).simulate(full_step(LLAMA3_8B, 20_000))
+    fetch = {s.layer: s for s in timeline.on("link")}
+    attention = {s.layer: s for s in timeline.on("gpu") if s.what == "attention"}
+    layer_end = {s.layer: s.end_ps for s in timeline.on("gpu") if s.what == "linear"}
+    for layer in range(2, 32):
+        assert fetch[layer].start_ps >= layer_end[layer - 2]
+        assert attention[layer].start_ps >= fetch[layer].end_ps
+        assert fetch[layer].start_ps <= attention[layer - 1].start_ps
+
+
+def test_synchronous_fetch_adds_up() -> None:
+    work = full_step(LLAMA3_8B, 20_000)
+    timeline = Gpu(ORIN.model_copy(update={"fetch": "synchronous"})).simulate(work)
+    busy = timeline.busy_ps("link") + timeline.busy_ps("gpu")
+    assert timeline.end_ps == pytest.approx(busy, rel=0.02)
+
+
+def _copy_gb_per_s(extent_bytes: int, **changes: Any) -> float:
+    work = full_step(TINY, 100)
+    fetch = FetchWork(np.full(1000, extent_bytes, dtype=np.int64), 1000 * extent_bytes, 100)
+    work = replace(work, layers=(replace(work.layers[0], fetch=fetch),))
+    span = Gpu(A100.model_copy(update=changes)).simulate(work).on("link")[0]
+    return 1000 * extent_bytes / span.duration_ps * 1000
+
+
+def test_small_copies_are_bound_by_calls_and_a_gather_kernel_is_not() -> None:
+    """4 KB blocks: about 1.1 GB/s by cudaMemcpyAsync, ten times that by a kernel (vLLM blog, Fig. 4)."""
+    small, large = _copy_gb_per_s(4096, copy_path="memcpy"), _copy_gb_per_s(1 << 22, copy_path="memcpy")
+    assert small == pytest.approx(1.1, rel=0.1)
+    assert 7 * small < _copy_gb_per_s(4096, copy_path="gather")
+    gathered = _copy_gb_per_s(1 << 22, copy_path="gather")
+    assert large == pytest.approx(gathered, rel=0.05)
+
+
+# -- ReSV in software -------------------------------------------------------------------------------------
+
+
+def test_prediction_takes_the_published_share() -> None:
+    """Calibration row (Fig. 16, AGX+ReSV at 40K): 48 % of a step 2.8 times faster than FlexGen's."""
+    flexgen = Gpu(PAPER).simulate(full_step(LLAMA3_8B, 40_000)).end_ps
+    predicted = prediction_ps(Gpu(PAPER).simulate(resv_step(LLAMA3_8B, 40_000, 0.15)))
+    assert predicted == pytest.approx(0.48 * flexgen / 2.8, rel=0.05)
+
+
+def test_clustering_pays_for_every_token() -> None:
+    prediction = resv_step(LLAMA3_8B, 5000, 0.2).layers[1].prediction
+    assert prediction is not None
+    stage = retrieval.cluster(ORIN, prediction)
+    operators = retrieval.HASH_OPS + 10 * retrieval.TOKEN_OPS
+    assert stage.host_ps == operators * ORIN.dispatch_ps
+    assert stage.duration_ps == stage.host_ps + stage.kernel.busy_ps
+    assert retrieval.cluster(ORIN, replace(prediction, new_tokens=20)).host_ps > 1.9 * stage.host_ps
+
+
+def test_selection_grows_with_the_clusters() -> None:
+    small, large = (resv_step(LLAMA3_8B, kv, 0.2).layers[1].prediction for kv in (5000, 40_000))
+    assert small is not None
+    assert large is not None
+    a, b = retrieval.select(ORIN, small), retrieval.select(ORIN, large)
+    assert a.host_ps == b.host_ps
+    assert a.kernel.busy_ps < b.kernel.busy_ps
+    assert b.kernel.flops > 7 * (a.kernel.flops - 2 * 10 * 4096 * 4096)
+
+
+@pytest.mark.parametrize("mode", ["next_layer", "same_layer"])
+def test_fetch_waits_for_its_prediction_and_attention_for_its_fetch(mode: PredictMode) -> None:
+    timeline = Gpu(ORIN).simulate(resv_step(LLAMA3_8B, 20_000, 0.2, mode))
+    fetch = {s.layer: s for s in timeline.on("link")}
+    attention = {s.layer: s for s in reversed(timeline.on("gpu")) if s.what == "attention"}
+    for layer in range(2, 32):
+        own = [s for s in timeline.on("gpu") if s.what == "prediction" and s.layer == layer]
+        selection, clustering = own if mode == "next_layer" else reversed(own)
+        assert clustering.end_ps <= attention[layer].start_ps
+        assert selection.end_ps <= fetch[layer].start_ps
+        assert fetch[layer].end_ps <= attention[layer].start_ps
+        if mode == "next_layer":
+            assert selection.end_ps <= attention[layer - 1].start_ps
+        else:
+            assert selection.start_ps >= attention[layer - 1].end_ps
+
+
+def test_host_time_of_a_prediction_is_not_gpu_work() -> None:
+    timeline = Gpu(ORIN).simulate(resv_step(LLAMA3_8B, 5000, 0.2))
+    waiting = timeline.busy_ps("host", ["prediction"])
+    assert timeline.busy_ps("gpu") - timeline.actions["gpu_busy_ps"] == waiting
+
+
+# -- capacity and bad input -------------------------------------------------------------------------------
+
+
+def test_a_cache_that_does_not_fit_is_refused_with_numbers() -> None:
+    with pytest.raises(OutOfMemoryError, match=r"agx_orin_paper: .* need 41\.\d\d GB .* has 32\.00 GB"):
+        Gpu(PAPER).simulate(dense_step(LLAMA3_8B, 10, 40_000, batch=5))
+    offloaded = full_step(LLAMA3_8B, 40_000)
+    assert device_bytes(offloaded) < 17e9
+    check_capacity("x", 10, 10)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"power_mode": "70w"}, "'70w' is not among the modes of agx_orin: maxn, 50w, 30w, 15w"),
+        ({"peak_flops": {"int8": 1e12}}, "no rate for activation 'fp16'"),
+        ({"dram_bytes_per_s": 0}, "greater than 0"),
+        ({"stack": "onnx"}, "'eager', 'fused' or 'graph'"),
+        ({"colour": 1}, "Extra inputs"),
+    ],
+)
+def test_bad_fields_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        GpuConfig(**{**ORIN.model_dump(exclude={"offload"}), "offload": ORIN.offload, **changes})
+
+
+def test_import_stays_light() -> None:
+    code = "import sys, dre_sim.gpu; print([m for m in ('numba', 'torch', 'yaml') if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "[]"

@@ -1,0 +1,130 @@
+"""GPU kernels against closed forms and a twin, and their laws."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dre_sim import gpu_kernels as kernels
+from dre_sim.lowering import dense_step
+from dre_sim.workload import Gemm
+from tests import naive_compute as naive
+from tests.gpu_platforms import A100, ORIN
+from tests.shapes import LLAMA3_8B
+
+GEMMS = st.builds(
+    lambda m, k, n, bits: Gemm("linear", m, k * 128, n, k * 128 * n * bits // 8),
+    st.integers(1, 700),
+    st.integers(1, 64),
+    st.integers(1, 20_000),
+    st.sampled_from([4, 8, 16]),
+)
+
+
+def test_one_row_of_weights_takes_their_bytes_at_the_usable_bandwidth() -> None:
+    kernel = kernels.gemm(ORIN, Gemm("qkv", 1, 4096, 4096, 2 * 4096 * 4096))
+    assert kernel.busy_ps == round(2 * 4096 * 4096 / 152.8e9 * 1e12) + ORIN.kernel_gap_ps
+    assert (kernel.read_bytes, kernel.write_bytes, kernel.flops) == (2 * 4096 * 4096, 0, 2 * 4096 * 4096)
+
+
+def test_a_large_product_reaches_the_measured_rate() -> None:
+    """4096 rows: within 5 % of 33.8 TFLOPS, of which pipeline fill is 3 % and tiles fit the SMs evenly."""
+    g = Gemm("qkv", 4096, 4096, 4096, 2 * 4096 * 4096)
+    tflops = g.flops / kernels.gemm(ORIN, g).busy_ps
+    assert 0.95 * 33.8 < tflops < 33.8
+
+
+def test_integer_weights_bring_scales_and_unpacking() -> None:
+    g = Gemm("down", 64, 4096, 4096, 4096 * 4096 // 2)
+    kernel = kernels.gemm(ORIN, g)
+    assert kernel.read_bytes == 4096 * 4096 // 2 + 4096 * 4096 // 128 * 4
+    plain = kernels.gemm(ORIN, replace(g, weight_bytes=2 * 4096 * 4096))
+    assert kernel.busy_ps < plain.busy_ps
+    compute_bound, rows = replace(g, m=2048), 2048
+    assert (
+        kernels.gemm(ORIN, compute_bound).busy_ps
+        > kernels.gemm(ORIN, Gemm("down", rows, 4096, 4096, 2 * 4096 * 4096)).busy_ps
+    )
+
+
+def test_int8_activations_run_at_the_int8_rate() -> None:
+    g = Gemm("down", 2048, 4096, 4096, 4096 * 4096)
+    fast = kernels.gemm(ORIN.model_copy(update={"activation": "int8"}), g).busy_ps
+    assert 0.45 < fast / kernels.gemm(ORIN, replace(g, weight_bytes=2 * 4096 * 4096)).busy_ps < 0.6
+
+
+@settings(max_examples=40, deadline=None)
+@given(g=GEMMS, sms=st.integers(1, 20), unlimited=st.booleans())
+def test_compute_time_is_that_of_the_twin(g: Gemm, sms: int, unlimited: bool) -> None:
+    """Without a memory or launch limit a kernel takes what handing its tiles to the SMs takes."""
+    slow_l2 = ORIN.l2_bytes_per_s if not unlimited else 1e18
+    config = ORIN.model_copy(
+        update={"sms": sms, "kernel_gap_ps": 0, "dram_bytes_per_s": 1e30, "l2_bytes_per_s": slow_l2}
+    )
+    assert kernels.gemm(config, g).busy_ps == pytest.approx(naive.gpu_gemm_ps(config, g), rel=1e-9, abs=1)
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    g=GEMMS,
+    field=st.sampled_from(["dram_bytes_per_s", "gemm_share", "fp32_flops", "l2_bytes_per_s", "kernel_gap_ps"]),
+    grow=st.integers(0, 2),
+)
+def test_gemm_laws(g: Gemm, field: str, grow: int) -> None:
+    kernel = kernels.gemm(ORIN, g)
+    assert kernel.busy_ps >= kernel.dram_bytes / ORIN.dram_bytes_per_s * 1e12 - 1
+    assert kernel.busy_ps >= kernel.flops / 42.6e12 * 1e12 - 1
+    better = 0.5 if field == "kernel_gap_ps" else 1.2
+    faster = ORIN.model_copy(update={field: type(getattr(ORIN, field))(getattr(ORIN, field) * better)})
+    assert kernels.gemm(faster, g).busy_ps <= kernel.busy_ps
+    more_rows = replace(g, m=g.m + 1 + 50 * grow)
+    assert kernels.gemm(ORIN, more_rows).busy_ps >= kernel.busy_ps
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    rows=st.integers(1, 64),
+    tokens=st.integers(0, 50_000),
+    mode=st.sampled_from(["fused", "eager"]),
+)
+def test_attention_laws(rows: int, tokens: int, mode: str) -> None:
+    config = ORIN.model_copy(update={"attention": mode})
+
+    def cost(n_rows: int, n_tokens: int) -> kernels.Kernel:
+        layer = dense_step(LLAMA3_8B, n_rows, n_tokens, n_layers=1).layers[0]
+        return kernels.attention(config, layer.attention, layer.softmax_elements)
+
+    base = cost(rows, tokens)
+    kv_bytes = (tokens + rows) * LLAMA3_8B.kv_bytes_per_token_layer
+    assert base.read_bytes >= kv_bytes
+    assert base.busy_ps >= max(base.dram_bytes / ORIN.dram_bytes_per_s, base.flops / 42.6e12) * 1e12 - 1
+    assert cost(rows, tokens + 100).busy_ps >= base.busy_ps
+    assert cost(rows + 1, tokens).busy_ps >= base.busy_ps
+
+
+def test_eager_attention_repeats_the_cache() -> None:
+    layer = dense_step(LLAMA3_8B, 10, 40_000, n_layers=1).layers[0]
+    fused = kernels.attention(ORIN, layer.attention, layer.softmax_elements)
+    eager = kernels.attention(ORIN.model_copy(update={"attention": "eager"}), layer.attention, layer.softmax_elements)
+    assert fused.dram_bytes == layer.attention.kv_read_bytes
+    assert eager.dram_bytes > 10 * fused.dram_bytes
+    assert eager.flops == fused.flops == 2 * layer.attention.macs
+
+
+def test_small_intermediates_stay_in_l2() -> None:
+    assert kernels.elementwise(ORIN, 10_000, 4).dram_bytes == 0
+    assert kernels.elementwise(ORIN, 100_000_000, 4).dram_bytes == 4 * 100_000_000
+
+
+def test_gather_wastes_more_in_smaller_chunks() -> None:
+    fine, coarse = kernels.gather(ORIN, 1 << 24, 256), kernels.gather(ORIN, 1 << 24, 8192)
+    assert fine.busy_ps > coarse.busy_ps
+    assert coarse.dram_bytes >= 2 << 24
+
+
+def test_sort_runs_at_the_radix_rate() -> None:
+    kernel = kernels.sort(A100, 256_000_000)
+    assert 256e6 / kernel.busy_ps * 1e12 == pytest.approx(19.6e9, rel=0.01)

@@ -1,0 +1,148 @@
+"""Laws of the V-Rex chip: bounds, overlap, capacity, conservation, monotonicity."""
+
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from dre_sim.breakdown import exposed_ps
+from dre_sim.lowering import dense_step
+from dre_sim.lxe import dense_layer_bound, peak_flops
+from dre_sim.platforms import PLATFORMS, OutOfMemoryError, VRex, VRexConfig
+from dre_sim.scheduler import DRAM
+from dre_sim.statistics import OperatingPoint, statistics_step
+from dre_sim.workload import StepWork
+from tests.bundled import platform
+from tests.shapes import LLAMA3_8B, TINY
+
+POINT = OperatingPoint(ratio=0.15, resident_tokens=5_000)
+NAMES = ("vrex8", "vrex48", "agx_orin", "agx_orin_paper", "a100")
+
+
+def simulate(config: object, work: StepWork):  # type: ignore[no-untyped-def]
+    return PLATFORMS[config.kind][1](config).simulate(work)  # type: ignore[attr-defined]
+
+
+def test_peaks_are_those_of_table_1() -> None:
+    assert peak_flops(platform("vrex8").lxe) == pytest.approx(53.25e12, rel=1e-3)
+    assert peak_flops(platform("vrex48").lxe) == pytest.approx(319.5e12, rel=1e-3)
+
+
+@pytest.mark.parametrize("cached", [1024, 40_960])
+def test_a_dense_layer_is_never_faster_than_its_bytes_over_the_pins_bandwidth(cached: int) -> None:
+    config = platform("vrex8")
+    work = dense_step(LLAMA3_8B, 10, cached, n_layers=1)
+    work = replace(work, vision=(), vision_vector_elements=0, head=())
+    bound = dense_layer_bound(LLAMA3_8B, 10, cached, config.memory.peak_bytes_per_s)
+    assert bound.ps <= VRex(config).simulate(work).end_ps <= 1.25 * bound.ps
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["frame", "decode"])
+def test_conservation_on_every_platform(name: str, kind: str) -> None:
+    n_new = 10 if kind == "frame" else 1
+    work = statistics_step(LLAMA3_8B, n_new, 20_000, POINT, kind=kind)  # type: ignore[arg-type]
+    timeline = simulate(platform(name), work)
+    fetched = sum(layer.fetch.link_bytes for layer in work.layers if layer.fetch)
+    extents = sum(layer.fetch.extent_bytes.size for layer in work.layers if layer.fetch)
+    on_link = sum(s.n_bytes for s in timeline.on("link"))
+    assert timeline.actions["link_bytes"] == on_link
+    assert fetched <= on_link <= fetched + 4096 * extents
+    dram = sum(s.n_bytes for s in timeline.on(DRAM))
+    written = sum(layer.kv_write_bytes for layer in work.layers)
+    moved = timeline.actions["dram_read_bytes"] + timeline.actions["dram_write_bytes"]
+    assert abs(moved - dram) <= written
+    assert sum(exposed_ps(timeline).values()) == timeline.end_ps
+    assert all(count >= 0 for count in timeline.actions.values())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_no_resource_is_used_beyond_its_capacity(name: str) -> None:
+    timeline = simulate(platform(name), statistics_step(LLAMA3_8B, 10, 20_000, POINT))
+    for resource in timeline.resources():
+        spans = sorted(timeline.on(resource), key=lambda s: s.start_ps)
+        if resource != DRAM:
+            assert all(a.end_ps <= b.start_ps for a, b in pairwise(spans))
+            continue
+        for at in {s.start_ps for s in spans}:
+            assert sum(s.share for s in spans if s.start_ps <= at < s.end_ps) <= 1 + 1e-9
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_latency_is_at_least_the_traffic_over_the_peak_bandwidth(name: str) -> None:
+    config = platform(name)
+    timeline = simulate(config, statistics_step(LLAMA3_8B, 10, 20_000, POINT))
+    peak = config.memory.peak_bytes_per_s if isinstance(config, VRexConfig) else config.dram_bytes_per_s
+    assert timeline.end_ps * 1e-12 >= sum(s.n_bytes for s in timeline.on(DRAM)) / peak
+
+
+def test_prediction_and_fetch_overlap_compute_under_next_layer_and_not_under_same_layer() -> None:
+    vrex = VRex(platform("vrex8"))
+    ahead = vrex.simulate(statistics_step(LLAMA3_8B, 10, 20_000, POINT))
+    same = vrex.simulate(
+        statistics_step(LLAMA3_8B, 10, 20_000, POINT.model_copy(update={"predict": "same_layer"}))
+    )
+    assert ahead.end_ps < same.end_ps
+    fetches = [s for s in ahead.on("link") if s.layer == 5]
+    compute = [s for s in ahead.on("lxe") if s.layer == 4 and s.what == "linear"]
+    assert any(f.start_ps < c.end_ps and c.start_ps < f.end_ps for f in fetches for c in compute)
+    exposed = exposed_ps(same)["fetch"]
+    assert exposed >= 0.95 * same.busy_ps("link", ["fetch"])
+
+
+def test_attention_starts_when_its_fetch_has_ended_and_not_before() -> None:
+    timeline = VRex(platform("vrex8")).simulate(statistics_step(LLAMA3_8B, 10, 40_000, POINT))
+    for layer in range(LLAMA3_8B.n_layers):
+        (fetch,) = [s for s in timeline.on("link") if s.layer == layer]
+        (attention,) = [s for s in timeline.on("lxe") if s.layer == layer and s.what == "attention"]
+        assert attention.start_ps >= fetch.end_ps
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_more_to_fetch_more_new_tokens_and_larger_batches_are_never_faster(name: str) -> None:
+    config = platform(name)
+
+    def end(ratio: float = 0.15, n_new: int = 10, batch: int = 1) -> int:
+        point = POINT.model_copy(update={"ratio": ratio})
+        return int(simulate(config, statistics_step(LLAMA3_8B, n_new, 20_000, point, batch)).end_ps)
+
+    assert end(0.05) <= end(0.15) <= end(0.6)
+    assert end(n_new=5) <= end(n_new=10) <= end(n_new=40)
+    assert end(batch=1) <= end(batch=2)
+
+
+def test_a_slower_link_and_slower_memory_are_never_faster() -> None:
+    work = statistics_step(LLAMA3_8B, 10, 40_000, POINT)
+    config = platform("vrex8")
+    narrow = config.offload.link.model_copy(update={"lanes": 2})
+    slow_link = config.model_copy(update={"offload": config.offload.model_copy(update={"link": narrow})})
+    memory = config.memory.model_copy(update={"n_channels": config.memory.n_channels // 2})
+    slow_memory = config.model_copy(update={"memory": memory})
+    fast = VRex(config).simulate(work).end_ps
+    assert VRex(slow_link).simulate(work).end_ps > fast
+    assert VRex(slow_memory).simulate(work).end_ps > fast
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_weights_and_cache_beyond_the_device_memory_are_refused_with_both_numbers(name: str) -> None:
+    work = dense_step(LLAMA3_8B, 10, 1_000_000)
+    with pytest.raises(OutOfMemoryError, match=r"GB of device memory, it has"):
+        simulate(platform(name), work)
+
+
+def test_a_known_fetch_list_streams_one_layer_ahead() -> None:
+    work = statistics_step(TINY, 10, 20_000, OperatingPoint(ratio=1.0, predict="none"))
+    timeline = VRex(platform("vrex8")).simulate(work)
+    first = min(s.start_ps for s in timeline.on("link"))
+    assert first == 0
+    starts = [min(s.start_ps for s in timeline.on("link") if s.layer == i) for i in range(TINY.n_layers)]
+    assert starts == sorted(starts)
+
+
+def test_the_same_work_gives_the_same_timeline() -> None:
+    work = statistics_step(LLAMA3_8B, 10, 10_000, POINT)
+    config = platform("vrex8")
+    one, two = VRex(config).simulate(work), VRex(config).simulate(work)
+    assert one == two
+    assert np.all([a == b for a, b in zip(one.spans, two.spans, strict=True)])
