@@ -195,9 +195,7 @@ def _admit(c: int, now: int, backlog: int, m: Int64, q: Int64, t: Timing) -> int
             _enqueue(c, head, m, q, t)
             head += 1
             moved += 1
-        m[c + FIFO_HEAD] = head
-        if moved:
-            m[c + ADMIT_AT] = now + 1
+        m[c + FIFO_HEAD], m[c + ADMIT_AT] = head, now + 1
         if backlog:
             tail = m[c + FIFO_TAIL]
             while tail - head < backlog and tail < m[c + FIFO_END]:

@@ -11,8 +11,10 @@ from dataclasses import replace
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from dre_sim.hcu import HcuConfig, code_bytes
 from dre_sim.lowering import dense_step
 from dre_sim.workload import DreJob, FetchWork, Gemm, LayerWork, PredictionWork, PredictMode, StepWork
+from dre_sim.wtu import WtuConfig
 from resv.trace import ModelShape, StepKind
 
 
@@ -26,8 +28,7 @@ class OperatingPoint(BaseModel):
     resident_tokens: int = Field(default=0, ge=0)
     hash_bits: int = Field(default=32, ge=1, le=64)
     predict: PredictMode = "next_layer"
-    hcu_cycles_per_layer: int = Field(default=0, ge=0)
-    wtu_cycles_per_layer: int = Field(default=0, ge=0)
+    buckets_visited: int = Field(default=27, ge=1, description="of 32 linear ranges, normal logits (docs/dre.md)")
 
 
 def statistics_step(
@@ -45,9 +46,7 @@ def statistics_step(
     step = dense_step(shape, n_new, kv_len, batch, kind)
     resident = min(kv_len, point.resident_tokens)
     fetched = round((kv_len - resident) * point.ratio)
-    layers = tuple(
-        _with_retrieval(shape, layer, n_new, batch, resident, fetched, point) for layer in step.layers
-    )
+    layers = tuple(_with_retrieval(shape, layer, n_new, batch, resident, fetched, point) for layer in step.layers)
     return replace(step, layers=layers, predict=point.predict, policy="statistics", kv_len_tokens=kv_len)
 
 
@@ -74,9 +73,7 @@ def _with_retrieval(
         kv_read_bytes=kv_read_bytes,
         chunk_bytes=point.tokens_per_cluster * token_bytes,
     )
-    softmax = (
-        int(attended.sum()) * shape.group * n_new + batch * shape.n_query_heads * n_new * (n_new + 1) // 2
-    )
+    softmax = int(attended.sum()) * shape.group * n_new + batch * shape.n_query_heads * n_new * (n_new + 1) // 2
     return replace(
         layer,
         attention=attention,
@@ -95,13 +92,9 @@ def _prediction(
     rows, kv_dim = n_new * shape.n_query_heads * batch, shape.n_kv_heads * shape.head_dim
     element_bytes = shape.kv_bits // 8
     q_dim = shape.n_query_heads * shape.head_dim
-    query = Gemm(
-        "predict_query", n_new * batch, shape.hidden, q_dim, shape.hidden * q_dim * shape.weight_bits // 8
-    )
+    query = Gemm("predict_query", n_new * batch, shape.hidden, q_dim, shape.hidden * q_dim * shape.weight_bits // 8)
     return PredictionWork(
-        hash_gemm=Gemm(
-            "hash", n_new * batch, kv_dim, point.hash_bits, kv_dim * point.hash_bits * element_bytes
-        ),
+        hash_gemm=Gemm("hash", n_new * batch, kv_dim, point.hash_bits, kv_dim * point.hash_bits * element_bytes),
         query_gemm=query if point.predict == "next_layer" and layer > 0 else None,
         score_macs=rows * clusters * shape.head_dim,
         score_read_bytes=clusters * kv_dim * element_bytes * batch,
@@ -113,16 +106,31 @@ def _prediction(
         kv_heads=shape.n_kv_heads * batch,
         table_read_bytes=0,
         table_write_bytes=0,
-        dre=DreJob(
-            hcu_cycles=point.hcu_cycles_per_layer,
-            wtu_cycles=point.wtu_cycles_per_layer,
-            hcu_chunks=0,
-            hcu_updates=n_new * batch,
-            hcu_table_bytes=clusters * -(-point.hash_bits // 8) * batch,
-            wtu_elements=rows * clusters,
-            wtu_rows=rows,
-            wtu_spills=0,
-            wtu_union_words=rows * -(-clusters // 64),
-            kvmu_lookups=clusters,
-        ),
+        dre=_dre_job(shape, n_new, batch, clusters, point),
+    )
+
+
+def _dre_job(shape: ModelShape, n_new: int, batch: int, clusters: int, point: OperatingPoint) -> DreJob:
+    """Closed forms of docs/dre.md without early exit in the HCU, on as many cores as the model has KV heads.
+
+    An upper bound for the HCU: data would end most comparisons early.
+    """
+    hcu, wtu, cores = HcuConfig(), WtuConfig(), shape.n_kv_heads
+    tokens = n_new * batch
+    chunks_per_code = -(-point.hash_bits // hcu.bits_per_cycle)
+    groups = -(-(-(-clusters // cores)) // hcu.xor_accumulators)
+    rows = n_new * shape.n_query_heads * batch
+    words = -(-clusters // wtu.lanes)
+    row_cycles = words + (wtu.lanes - 1).bit_length() + 2 + point.buckets_visited * (words + 1)
+    return DreJob(
+        hcu_cycles=tokens * (groups * chunks_per_code + 3),
+        wtu_cycles=-(-rows // cores) * row_cycles,
+        hcu_chunks=tokens * clusters * chunks_per_code,
+        hcu_updates=tokens,
+        hcu_table_bytes=clusters * code_bytes(point.hash_bits) * batch,
+        wtu_elements=rows * clusters * (point.buckets_visited + 1),
+        wtu_rows=rows,
+        wtu_spills=0,
+        wtu_union_words=rows * -(-clusters // 64),
+        kvmu_lookups=clusters,
     )

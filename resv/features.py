@@ -1,8 +1,8 @@
 """From frames to token features: local statistics of image patches, pooled to the tokens of a frame.
 
 A patch of 8x8 pixels gives its mean colour, its contrast, and the gradient energy in eight directions
-divided by that contrast (local contrast normalisation, as in HOG, Dalal and Triggs 2005). A token pools the
-patches under it into 2x2 parts. Nothing is learned: the map stands in for a vision encoder in one respect
+divided by that contrast (local contrast normalisation, as in HOG, Dalal and Triggs 2005). A token's features are
+the mean over the patches under it. Nothing is learned: the map stands in for a vision encoder in one respect
 only, that what looks alike gets features alike. Knows nothing of the model's keys.
 """
 
@@ -20,14 +20,13 @@ UInt8 = NDArray[np.uint8]
 
 PATCH_PX = 8
 _DIRECTIONS = 8
-PATCH_FEATURES = 4 + _DIRECTIONS
-FEATURES = 4 * PATCH_FEATURES  # a token's 2x2 parts
+FEATURES = 4 + _DIRECTIONS
 _CONTRAST_FLOOR = 0.02  # of full scale; assumed: keeps sensor noise in flat patches from being amplified
 
 
 @njit(cache=True, nogil=True)
 def _patch_features(frame: UInt8, luma: Float32, cosine: Float32, sine: Float32, out: Float32) -> None:
-    """Fill out (P, P, PATCH_FEATURES) from a (size, size, 3) frame; `luma` is scratch."""
+    """Fill out (P, P, F) from a (size, size, 3) frame; `luma` is scratch."""
     size = frame.shape[0]
     for y in range(size):
         for x in range(size):
@@ -59,14 +58,14 @@ def _patch_features(frame: UInt8, luma: Float32, cosine: Float32, sine: Float32,
 
 @njit(cache=True, nogil=True)
 def _pool(patches: Float32, weights: Float32, out: Float32) -> None:
-    """out (parts, F) = weights (parts, patches) · patches (patches, F), in a fixed order of additions."""
+    """out (tokens, F) = weights (tokens, patches) · patches (patches, F), in a fixed order of additions."""
     out[:] = 0.0
-    for part in range(weights.shape[0]):
+    for token in range(weights.shape[0]):
         for p in range(weights.shape[1]):
-            weight = weights[part, p]
+            weight = weights[token, p]
             if weight != 0.0:
                 for f in range(patches.shape[1]):
-                    out[part, f] += weight * patches[p, f]
+                    out[token, f] += weight * patches[p, f]
 
 
 def _token_regions(tokens_per_frame: int) -> list[tuple[float, float, float, float]]:
@@ -89,7 +88,7 @@ def _token_regions(tokens_per_frame: int) -> list[tuple[float, float, float, flo
 
 
 def pooling_weights(tokens_per_frame: int, patches_per_side: int) -> Float32:
-    """(4·tokens, patches) weights: part (token, quadrant) averages the patches by the area it covers."""
+    """(tokens, patches) weights: a token averages the patches by the area it covers of each."""
     edges = np.arange(patches_per_side + 1) / patches_per_side
 
     def cover(low: float, high: float) -> NDArray[np.float64]:
@@ -98,10 +97,7 @@ def pooling_weights(tokens_per_frame: int, patches_per_side: int) -> Float32:
 
     rows = []
     for top, bottom, left, right in _token_regions(tokens_per_frame):
-        middle_y, middle_x = (top + bottom) / 2, (left + right) / 2
-        for y0, y1 in ((top, middle_y), (middle_y, bottom)):
-            for x0, x1 in ((left, middle_x), (middle_x, right)):
-                rows.append(np.outer(cover(y0, y1), cover(x0, x1)).reshape(-1))
+        rows.append(np.outer(cover(top, bottom), cover(left, right)).reshape(-1))
     return np.asarray(rows, dtype=np.float32)
 
 
@@ -123,12 +119,12 @@ def frame_features(frames: Iterable[UInt8], tokens_per_frame: int) -> Float32:
         side = size // PATCH_PX
         if weights.shape[1] != side * side:
             weights = pooling_weights(tokens_per_frame, side)
-            patches = np.empty((side, side, PATCH_FEATURES), dtype=np.float32)
+            patches = np.empty((side, side, FEATURES), dtype=np.float32)
             luma = np.empty((size, size), dtype=np.float32)
         _patch_features(frame, luma, cosine, sine, patches)
-        pooled = np.empty((len(weights), PATCH_FEATURES), dtype=np.float32)
-        _pool(patches.reshape(side * side, PATCH_FEATURES), weights, pooled)
-        rows.append(pooled.reshape(tokens_per_frame, FEATURES))
+        pooled = np.empty((tokens_per_frame, FEATURES), dtype=np.float32)
+        _pool(patches.reshape(side * side, FEATURES), weights, pooled)
+        rows.append(pooled)
     if not rows:
         return np.empty((0, tokens_per_frame, FEATURES), dtype=np.float32)
     return np.stack(rows)

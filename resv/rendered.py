@@ -29,7 +29,7 @@ class RenderedVideo(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     seed: int = Field(default=7, ge=0)
-    scene_cut_every_s: float = Field(default=20.0, gt=0, description="mean time between hard cuts")
+    scene_cut_every_s: float = Field(default=12.0, gt=0, description="mean time between hard cuts")
     n_places: int = Field(default=6, gt=0, description="backgrounds the cuts alternate between")
     spectrum_exponent: float = Field(
         default=1.2, ge=0, le=3, description="amplitude falls as 1/f^exponent; 1.2 is natural (Tolhurst 1992)"

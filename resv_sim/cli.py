@@ -18,9 +18,7 @@ LISTS = ("models", "policies", "platforms", "configs")
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
-@click.option(
-    "--config", metavar="NAME_OR_PATH", help="Experiment: a YAML file, or the name of a bundled one."
-)
+@click.option("--config", metavar="NAME_OR_PATH", help="Experiment: a YAML file, or the name of a bundled one.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: results/<name>]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override one value; may repeat.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Parallel workers.")
@@ -51,9 +49,7 @@ def main(
         click.echo(f"{COMMAND} {version_text()}")
     elif context.invoked_subcommand is not None:
         if config is not None:
-            raise click.UsageError(
-                f"--config runs an experiment; drop it to use '{context.invoked_subcommand}'."
-            )
+            raise click.UsageError(f"--config runs an experiment; drop it to use '{context.invoked_subcommand}'.")
     elif config is None:
         click.echo(context.get_help())
     else:
@@ -119,9 +115,7 @@ def explained(debug: bool) -> Iterator[None]:
         sys.exit(2)
 
 
-def run_experiment(
-    config: str, settings: tuple[str, ...], out: Path | None, jobs: int, *, use_cache: bool
-) -> None:
+def run_experiment(config: str, settings: tuple[str, ...], out: Path | None, jobs: int, *, use_cache: bool) -> None:
     """Load, run and write one experiment, and print its summary."""
     from resv_sim.config import load_experiment
     from resv_sim.output import OutputFolder

@@ -5,7 +5,7 @@ Layers are independent, so this is what runs in parallel. Nothing here knows a p
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -78,9 +78,14 @@ def _compute(trace: KVTrace, policy: Policy, arrays: LayerTrace, topk: int | Non
     selections = run_layer(policy, trace, arrays)
     if topk is None:
         return LayerOutcome(selections, ())
-    return LayerOutcome(
-        selections, tuple(_fidelity(trace, arrays, p, sel, topk) for p, sel in enumerate(selections))
-    )
+    return LayerOutcome(selections, layer_fidelity(trace, arrays, selections, topk))
+
+
+def layer_fidelity(
+    trace: KVTrace, arrays: LayerTrace, selections: Sequence[LayerSelection], topk: int
+) -> tuple[Fidelity, ...]:
+    """Every probe's selection beside full attention, with the true queries."""
+    return tuple(_fidelity(trace, arrays, p, sel, topk) for p, sel in enumerate(selections))
 
 
 def _fidelity(

@@ -37,10 +37,7 @@ class Where(BaseModel):
             and (not self.policy or row.policy in self.policy)
             and self.stage in (None, row.stage)
             and self.batch in (None, row.batch)
-            and (
-                self.kv_len_tokens is None
-                or self.kv_len_tokens[0] <= row.kv_len_tokens <= self.kv_len_tokens[1]
-            )
+            and (self.kv_len_tokens is None or self.kv_len_tokens[0] <= row.kv_len_tokens <= self.kv_len_tokens[1])
         )
 
 
@@ -88,9 +85,7 @@ class PublishedFacts(BaseModel):
     def _check(self) -> PublishedFacts:
         for fact in self.facts:
             if fact.values and len(fact.values) != len(self.kv_lengths_tokens):
-                raise ValueError(
-                    f"{fact.item}: {len(self.kv_lengths_tokens)} values are needed, one per length"
-                )
+                raise ValueError(f"{fact.item}: {len(self.kv_lengths_tokens)} values are needed, one per length")
         return self
 
 
@@ -115,24 +110,20 @@ def compare(
     for fact in published.facts:
         if fact.baseline and not _is_baseline(fact.baseline, baseline):
             continue
-        if fact.statistic is not None:
+        matching = [row for row in same_model if fact.where.holds_for(row)]
+        if fact.statistic is None:
+            result += _over_rows(fact, published.kv_lengths_tokens, matching)
+        elif matching:
             result += _one(fact, fact.item, _number((statistics or {}).get(fact.statistic)))
-        else:
-            result += _over_rows(
-                fact, published.kv_lengths_tokens, [r for r in same_model if fact.where.holds_for(r)]
-            )
     return result
 
 
-def _over_rows(
-    fact: Fact, lengths: Sequence[int], rows: Sequence[ResultRow]
-) -> Iterator[PublishedComparison]:
+def _over_rows(fact: Fact, lengths: Sequence[int], rows: Sequence[ResultRow]) -> Iterator[PublishedComparison]:
     """One comparison per platform where the fact is about platforms (both Orin tables, say), else one."""
     platforms = list(dict.fromkeys(row.platform for row in rows))
     for platform in platforms if fact.where.platform else platforms[:1]:
-        values = {
-            r.kv_len_tokens: _number(getattr(r, fact.column or "")) for r in rows if r.platform == platform
-        }
+        mine = [row for row in rows if row.platform == platform]
+        values = {row.kv_len_tokens: _number(getattr(row, fact.column or "")) for row in mine}
         ours = {length: value for length, value in values.items() if value is not None}
         note = f" ({platform})" if len(platforms) > 1 and fact.where.platform else ""
         if fact.values:

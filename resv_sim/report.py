@@ -6,10 +6,10 @@ Formats; computes nothing. One list of tables feeds the first two.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from resv_sim.plots.style import FigureFile, length_name, number
 from resv_sim.results import ExperimentResult, ResultRow, sensitivity_ranges
@@ -62,19 +62,14 @@ def summary_markdown(result: ExperimentResult, experiment: Experiment, figures: 
     return "\n".join(lines).rstrip() + "\n"
 
 
-def report_html(
-    result: ExperimentResult, experiment: Experiment, figures: Sequence[FigureFile], folder: Path
-) -> str:
+def report_html(result: ExperimentResult, experiment: Experiment, figures: Sequence[FigureFile], folder: Path) -> str:
     """The report as one self-contained page; pictures are read from `folder` and embedded."""
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     environment = Environment(
         loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    pictures = [
-        (figure, base64.b64encode((folder / f"{figure.name}.svg").read_bytes()).decode())
-        for figure in figures
-    ]
+    pictures = [(figure, base64.b64encode((folder / f"{figure.name}.svg").read_bytes()).decode()) for figure in figures]
     return environment.get_template("report.html.j2").render(
         name=experiment.name,
         description=experiment.description,
@@ -100,9 +95,7 @@ def tables(result: ExperimentResult, experiment: Experiment) -> list[Table]:
 
 def headline(rows: Iterable[ResultRow], baseline: str) -> Table:
     """The main table: one line per run, cache length and stage."""
-    header = tuple(
-        f"{title} ({unit})" if unit not in ("", "length") else title for _, title, unit in HEADLINE
-    )
+    header = tuple(f"{title} ({unit})" if unit not in ("", "length") else title for _, title, unit in HEADLINE)
     body = [tuple(_cell(getattr(row, name), unit) for name, _, unit in HEADLINE) for row in rows]
     note = f"Speedup and energy gain over {baseline}. Bound: bytes over bandwidth; no latency is below it."
     return _table("Results", header, body, note)
@@ -132,12 +125,16 @@ def _uncertain_prices(result: ExperimentResult) -> Table:
         )
         for r in sensitivity_ranges(result.sensitivity)
     ]
-    note = "The energy gain over the baseline at other values of a price's range."
+    note = (
+        "The energy gain over the baseline at other values of a price's range. Prices that move it by less than 1 % "
+        "are left out; results.json has them all."
+    )
     return _table("What uncertain prices do to the conclusion", header, rows, note)
 
 
 def _stream(result: ExperimentResult) -> Table:
-    rows = [(name, _value(value)) for name, value in result.trace_statistics.items()]
+    plain = {name: v for name, v in result.trace_statistics.items() if not isinstance(v, Mapping)}
+    rows = [(name, _value(value)) for name, value in plain.items()]
     return _table("The stream", ("statistic", "value"), rows)
 
 
@@ -155,13 +152,12 @@ def terminal_table(rows: Sequence[ResultRow], experiment: Experiment) -> RichTab
     from rich.box import SIMPLE
     from rich.table import Table as RichTable
 
-    table = RichTable(
-        box=SIMPLE, pad_edge=False, padding=(0, 1, 0, 0), collapse_padding=True, title=experiment.name, title_justify="left"
-    )
+    table = RichTable(box=SIMPLE, show_edge=False, padding=0, title=experiment.name, title_justify="left")
     columns = [column for column in HEADLINE if column[1] in TERMINAL]
     for _, title, unit in columns:
         words = f"{title} ({unit})" if unit not in ("", "length") else title
-        table.add_column(words.replace(" ", "\n", 1), justify="right" if unit else "left", no_wrap=True)
+        justify: Literal["left", "right"] = "right" if unit else "left"
+        table.add_column(words.replace(" ", "\n", 1), justify=justify, no_wrap=True)
     for row in rows:
         table.add_row(*(_cell(getattr(row, name), unit) for name, _, unit in columns))
     return table
@@ -195,11 +191,7 @@ def _facts(experiment: Experiment) -> list[str]:
 
 
 def _lists(result: ExperimentResult) -> list[tuple[str, tuple[str, ...]]]:
-    return [
-        (title, items)
-        for title, items in (("Assumptions", result.assumptions), ("Notes", result.notes))
-        if items
-    ]
+    return [(title, items) for title, items in (("Assumptions", result.assumptions), ("Notes", result.notes)) if items]
 
 
 def _table(title: str, header: Sequence[str], rows: Iterable[Sequence[str]], note: str = "") -> Table:

@@ -17,6 +17,7 @@ from dre_sim.timeline import Timeline
 
 TraceKind = Literal["trace", "statistics"]
 Role = Literal["calibration", "prediction"]
+MATTERS = 0.01
 
 
 @dataclass(frozen=True)
@@ -122,17 +123,26 @@ class SensitivityRange:
     values: tuple[float, ...]
     gains: tuple[float, ...]
 
+    @property
+    def span(self) -> float:
+        """How far the gain moves."""
+        return max(self.gains) - min(self.gains)
+
 
 def sensitivity_ranges(rows: Sequence[SensitivityRow]) -> list[SensitivityRange]:
-    """Rows that differ in the price's value alone, put together; in order of first appearance."""
+    """Rows that differ in the price's value alone, put together; in order of first appearance.
+
+    Prices that move the gain by less than `MATTERS` of it are left out.
+    """
     found: dict[tuple[str, str, str, int, str], list[tuple[float, float]]] = {}
     for r in rows:
         key = (r.parameter, r.unit, f"{r.platform}+{r.policy}", r.kv_len_tokens, r.stage)
         found.setdefault(key, []).append((r.value, r.energy_gain))
-    return [
+    ranges = [
         SensitivityRange(*key, *(tuple(column) for column in zip(*sorted(points), strict=True)))
         for key, points in found.items()
     ]
+    return [r for r in ranges if r.span >= MATTERS * max(r.gains)]
 
 
 @dataclass(frozen=True)

@@ -77,8 +77,7 @@ def result_data(result: ExperimentResult) -> dict[str, object]:
         "rows": [asdict(row) for row in result.rows],
         "breakdown": [asdict(row) for row in result.breakdown],
         "retrieval_ratios": [
-            {**asdict(key), "layer_by_kv_head": np.asarray(values).tolist()}
-            for key, values in result.ratios.items()
+            {**asdict(key), "layer_by_kv_head": np.asarray(values).tolist()} for key, values in result.ratios.items()
         ],
         "area_mm2": {platform: dict(parts) for platform, parts in result.areas.items()},
         "dre_power_w": dict(result.dre_power),

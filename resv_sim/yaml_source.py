@@ -145,9 +145,7 @@ def _tree(loader: _Loader, node: yaml.Node, source: str, line: int | None) -> No
         return Node(_mapping(loader, node, source, lines=line is not None), origin)
     if isinstance(node, yaml.SequenceNode):
         items = node.value
-        return Node(
-            [_tree(loader, i, source, None if line is None else i.start_mark.line) for i in items], origin
-        )
+        return Node([_tree(loader, i, source, None if line is None else i.start_mark.line) for i in items], origin)
     try:
         return Node(loader.construct_object(node), origin)
     except ValueError as error:

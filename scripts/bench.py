@@ -17,14 +17,17 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 Row = tuple[str, str, str]
 
 COLD = """
-import resource, time
-from dre_sim.cold import dense_layer_ps
-print(dense_layer_ps(1024), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+import resource
+import bench
+print(bench.dense_layer_ps(1024), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 PEERS = "GenZ 1.9 s, ZigZag 27 s, LLMCompass 25 s, SCALE-Sim 152 s, ONNXim 543 s"
 
@@ -43,8 +46,6 @@ def main() -> None:
 
 def dense(repeat: int) -> Iterator[Row]:
     """The dense layer step that every peer can run."""
-    from dre_sim.cold import dense_layer_bound_ps, dense_layer_ps
-
     for cached in (1024, 40_960):
         ours, bound = dense_layer_ps(cached), dense_layer_bound_ps(cached)
         if ours < bound:
@@ -61,7 +62,8 @@ def dense(repeat: int) -> Iterator[Row]:
     seconds, kib = [], []
     for _ in range(repeat):
         start = time.perf_counter()
-        out = subprocess.run([sys.executable, "-c", COLD], check=True, capture_output=True, text=True).stdout
+        command = [sys.executable, "-c", COLD]
+        out = subprocess.run(command, check=True, capture_output=True, text=True, cwd=Path(__file__).parent).stdout
         seconds.append(time.perf_counter() - start)
         kib.append(int(out.split()[1]))
     yield "dense layer, cold process", f"{statistics.median(seconds):.2f} s", f"<= 0.6 s; {PEERS}"
@@ -70,8 +72,6 @@ def dense(repeat: int) -> Iterator[Row]:
 
 def functional(repeat: int) -> Iterator[Row]:
     """The algorithm at full size: 40,000 tokens, 32 layers, beside making the trace."""
-    from resv_sim.benchmarks import clustering_compares_per_s, functional_cpu_seconds
-
     rate = median(clustering_compares_per_s, repeat)
     yield (
         "clustering, Hamming comparisons per core",
@@ -110,6 +110,97 @@ def main_job(repeat: int) -> Iterator[Row]:
         wall_seconds(job, two_cores=True, environment=environment)
         again = wall_seconds(job, two_cores=True, environment=environment)
         yield "main job, two cores, functional stage remembered", f"{again:.1f} s", ""
+
+
+# -- what is measured -------------------------------------------------------------------------------------
+
+
+def dense_layer_ps(cached_tokens: int) -> int:
+    """One Llama-3-8B layer with 10 new tokens on V-Rex8, its whole cache on the device. No torch, no Numba."""
+    from dre_sim.lowering import dense_step
+    from dre_sim.platforms import VRex
+
+    work = dense_step(_bundled_shape(), 10, cached_tokens, n_layers=1)
+    work = replace(work, vision=(), vision_vector_elements=0, head=())
+    return VRex(_bundled_vrex()).simulate(work).end_ps
+
+
+def dense_layer_bound_ps(cached_tokens: int) -> int:
+    """Bytes over the pins' bandwidth."""
+    from dre_sim.lxe import dense_layer_bound
+
+    return dense_layer_bound(_bundled_shape(), 10, cached_tokens, _bundled_vrex().memory.peak_bytes_per_s).ps
+
+
+@cache
+def _bundled_shape() -> Any:
+    from resv.trace import ModelShape
+
+    return ModelShape.model_validate(_bundled({"model": "llama3_8b"})["model"])
+
+
+@cache
+def _bundled_vrex() -> Any:
+    from dre_sim.platforms import VRexConfig
+
+    data = _bundled({"platforms": {"vrex8": "vrex8"}})["platforms"]["vrex8"]
+    return VRexConfig.model_validate({**data, "energy": "vrex_14nm_lpddr5"})
+
+
+def _bundled(tree: dict[str, Any]) -> dict[str, Any]:
+    from resv_sim.library import expand
+    from resv_sim.yaml_source import Node
+
+    def node(value: Any) -> Any:
+        return Node({k: node(v) for k, v in value.items()} if isinstance(value, dict) else value, "bench")
+
+    families = ("models", "platforms", "memory", "link", "ssd")
+    plain: dict[str, Any] = expand(node(tree), families).plain()
+    return plain
+
+
+def clustering_compares_per_s() -> float:
+    """The real clustering loop on 40,000 codes that settle at about 1,250 clusters."""
+    import numpy as np
+
+    from resv.clustering import HashClusterTables
+
+    rng = np.random.default_rng(0)
+    centres = rng.integers(0, 2**32, 1250, dtype=np.uint64)
+    codes = centres[rng.integers(0, 1250, 40_000)] ^ (np.uint64(1) << rng.integers(0, 32, 40_000, dtype=np.uint64))
+    tables = HashClusterTables(1, 32, 7)
+    tables.append(np.concatenate([centres, centres])[None], [2500])
+    before, start = tables.comparisons, time.process_time()
+    tables.append(codes[None], [10] * 4000)
+    return float((tables.comparisons - before) / (time.process_time() - start))
+
+
+def functional_cpu_seconds() -> dict[str, float]:
+    """CPU seconds of the main job's functional stage, layer by layer on one thread, by part."""
+    from threadpoolctl import threadpool_limits
+
+    from resv.policies import run_layer
+    from resv_sim.config import load_experiment
+    from resv_sim.functional import layer_fidelity
+    from resv_sim.streams import make_streams
+
+    experiment, _ = load_experiment("orin_vs_dre.yaml")
+    policy = experiment.policies["resv"]
+    trace = make_streams(experiment, lambda: None).traces[0]
+    spent = {"trace": 0.0, "resv": 0.0, "fidelity": 0.0}
+    with threadpool_limits(1):
+        run_layer(policy, trace, trace.layer(0))  # loads the compiled kernels
+        for layer in range(trace.shape.n_layers):
+            times = [time.process_time()]
+            arrays = trace.layer(layer)
+            times.append(time.process_time())
+            selections = run_layer(policy, trace, arrays)
+            times.append(time.process_time())
+            layer_fidelity(trace, arrays, selections, experiment.fidelity.topk)
+            times.append(time.process_time())
+            for part, begin, end in zip(spent, times, times[1:], strict=False):
+                spent[part] += end - begin
+    return spent
 
 
 GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {

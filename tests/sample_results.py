@@ -65,9 +65,7 @@ def sample_breakdown(rows: tuple[ResultRow, ...]) -> tuple[BreakdownRow, ...]:
     """Every row's latency and energy split into four parts."""
     parts = {"vision": 0.1, "linear": 0.4, "attention": 0.1, "exposed fetch": 0.4}
     return tuple(
-        BreakdownRow(
-            r.platform, r.policy, r.kv_len_tokens, r.stage, name, share * r.latency_s, share * r.energy_j
-        )
+        BreakdownRow(r.platform, r.policy, r.kv_len_tokens, r.stage, name, share * r.latency_s, share * r.energy_j)
         for r in rows
         for name, share in parts.items()
     )
@@ -108,7 +106,7 @@ def sample_result(lengths: tuple[int, ...] = LENGTHS) -> ExperimentResult:
         sensitivity=tuple(
             SensitivityRow(price, "pJ per byte", pj, "vrex8", "resv", length, "frame", 8.0 + slope * pj)
             for length in (min(lengths), max(lengths))
-            for price, slope in (("dram_read_bytes", -0.05), ("link_bytes", 0.01))
+            for price, slope in (("dram_read_bytes", -0.05), ("link_bytes", 0.02))
             for pj in (20.0, 40.0, 60.0)
         ),
         published=tuple(compare(rows, ("agx_orin", "full"), {"hc_table_share": 0.0168})),

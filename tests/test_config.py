@@ -142,7 +142,12 @@ def test_later_overrides_win(small: str) -> None:
 def test_the_hash_follows_every_value_and_nothing_else(small: str) -> None:
     hashes = {
         load_experiment(small, settings)[0].config_hash()
-        for settings in ([], ["trace.seed=1"], ["platforms.b.energy.actions.dram_read_bytes.cost_pj=101"], ["name=other"])
+        for settings in (
+            [],
+            ["trace.seed=1"],
+            ["platforms.b.energy.actions.dram_read_bytes.cost_pj=101"],
+            ["name=other"],
+        )
     }
     assert len(hashes) == 4
     assert load_experiment(small, ["trace.seed=0"])[0].config_hash() == load_experiment(small)[0].config_hash()

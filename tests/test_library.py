@@ -124,9 +124,7 @@ def test_every_value_knows_its_line(tmp_path: Path) -> None:
         ("a: !!python/name:os.system x\n", 1, "python/name"),
     ],
 )
-def test_what_hides_mistakes_is_refused_with_its_line(
-    text: str, line: int, words: str, tmp_path: Path
-) -> None:
+def test_what_hides_mistakes_is_refused_with_its_line(text: str, line: int, words: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=rf"plan\.yaml:{line}: .*{words}"):
         tree(text, tmp_path)
 
@@ -291,7 +289,5 @@ def test_an_error_says_where_what_and_what_is_allowed(text: str, words: list[str
 
 def test_an_override_is_named_as_the_origin_of_its_error(tmp_path: Path) -> None:
     node = library.with_override(tree("spare: {}\n", tmp_path), "spare.bits_per_cycle=0")
-    with pytest.raises(
-        ConfigError, match=r"^--set spare\.bits_per_cycle: spare\.bits_per_cycle = 0: input should be"
-    ):
+    with pytest.raises(ConfigError, match=r"^--set spare\.bits_per_cycle: spare\.bits_per_cycle = 0: input should be"):
         validated(Plan, node)

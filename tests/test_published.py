@@ -84,6 +84,17 @@ def test_a_statistic_of_the_trace_is_compared_where_it_is_known() -> None:
     assert not [c for c in compare(rows, BASELINE, {}) if "HC table" in c.item]
 
 
+def test_the_spread_over_layers_is_compared_at_coin_lengths_alone() -> None:
+    statistics = {"layer_ratio_min": 0.05}
+
+    def compared(length: int) -> list[float]:
+        row = sample_row("vrex8", "resv", length, "frame")
+        return [c.published for c in compare([row], BASELINE, statistics) if "retrieves least" in c.item]
+
+    assert compared(350) == [0.042]
+    assert compared(10_000) == []
+
+
 def test_session_ratios_are_compared_at_coin_lengths_alone() -> None:
     def ratios(length: int) -> list[float]:
         row = replace(sample_row("vrex8", "resv", length, "frame"), retrieval_ratio=0.3)

@@ -23,11 +23,13 @@ from resv_sim.results import ResultRow, SensitivityRow, sensitivity_ranges
 from resv_sim.writing import csv_text, json_text, write_results
 from tests.sample_results import sample_experiment, sample_result, sample_rows, sample_timeline
 
-ISSUE_COLUMNS = (
-    "experiment platform policy model kv_len_tokens batch stage latency_s fps speedup energy_j energy_gain power_w "
-    "area_mm2 retrieval_ratio attention_mass_kept output_rel_error dram_bytes link_bytes link_transactions "
-    "prediction_s exposed_fetch_s"
-).split()
+# fmt: off
+FIRST_COLUMNS = [
+    "experiment", "platform", "policy", "model", "kv_len_tokens", "batch", "stage", "latency_s", "fps", "speedup",
+    "energy_j", "energy_gain", "power_w", "area_mm2", "retrieval_ratio", "attention_mass_kept", "output_rel_error",
+    "dram_bytes", "link_bytes", "link_transactions", "prediction_s", "exposed_fetch_s",
+]
+# fmt: on
 FILES = [
     "config.resolved.yaml", "provenance.json", "report.html", "results.csv", "results.json", "summary.md",
     "timeline.json",
@@ -37,7 +39,7 @@ FILES = [
 def test_the_csv_has_the_agreed_columns_first_and_reads_back_equal() -> None:
     rows = sample_rows()
     read = list(csv.DictReader(io.StringIO(csv_text(rows))))
-    assert list(read[0])[: len(ISSUE_COLUMNS)] == ISSUE_COLUMNS
+    assert list(read[0])[: len(FIRST_COLUMNS)] == FIRST_COLUMNS
     for row, got in zip(rows, read, strict=True):
         for field in fields(ResultRow):
             value = getattr(row, field.name)
@@ -151,18 +153,14 @@ def test_lanes_are_as_few_as_the_deepest_overlap() -> None:
 
 def test_a_run_that_fails_keeps_the_old_result(tmp_path: Path) -> None:
     write(tmp_path, {"results.csv": "old", "figures/a.png": "old"})
-    folder = OutputFolder(tmp_path)
-    with pytest.raises(RuntimeError), folder:
-        (folder.partial / "results.csv").write_text("half", encoding="utf-8")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_halfway(tmp_path)
     assert read(tmp_path) == {"results.csv": "old", "figures/a.png": "old", "provenance.json": MANIFEST_AB}
 
 
 def test_a_run_that_fails_leaves_no_folder_that_was_not_there(tmp_path: Path) -> None:
-    folder = OutputFolder(tmp_path / "deep" / "er")
-    with pytest.raises(RuntimeError), folder:
-        (folder.partial / "results.csv").write_text("half", encoding="utf-8")
-        raise RuntimeError
+    with pytest.raises(RuntimeError):
+        fail_halfway(tmp_path / "deep" / "er")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -198,6 +196,14 @@ def test_a_folder_that_cannot_be_written_is_refused_before_anything_runs(tmp_pat
     assert (tmp_path / "file").read_text(encoding="utf-8") == "x"
 
 
+def test_prices_that_hardly_move_the_gain_are_left_out() -> None:
+    def moved(by: float) -> list[SensitivityRow]:
+        return [SensitivityRow("p", "pJ", v, "a", "resv", 1000, "frame", 5.0 + by * v) for v in (0.0, 1.0)]
+
+    assert sensitivity_ranges(moved(0.04)) == []
+    assert len(sensitivity_ranges(moved(0.06))) == 1
+
+
 def test_prices_are_put_together_by_run_in_ascending_order() -> None:
     rows = [
         SensitivityRow("p", "pJ", value, platform, "resv", 1000, "frame", 10 - value)
@@ -221,6 +227,13 @@ def write(folder: Path, files: dict[str, str]) -> None:
         (folder / name).write_text(text, encoding="utf-8")
     manifest = json.dumps({"files": [*files, "provenance.json"]})
     (folder / "provenance.json").write_text(manifest, encoding="utf-8")
+
+
+def fail_halfway(out: Path) -> None:
+    """A run that breaks off after its first file."""
+    with OutputFolder(out) as folder:
+        (folder.partial / "results.csv").write_text("half", encoding="utf-8")
+        raise RuntimeError
 
 
 def read(folder: Path) -> dict[str, str]:

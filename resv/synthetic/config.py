@@ -26,7 +26,7 @@ class KeyConfig(BaseModel):
     even_share: float = Field(
         default=0.02, ge=0, le=1, description="share of content and noise energy spread evenly over all pairs"
     )
-    bias_share: float = Field(default=0.2, ge=0.001, lt=1, description="share of a key's energy in the bias")
+    bias_share: float = Field(default=0.1, ge=0.001, lt=1, description="share of a key's energy in the bias")
     noise_share: float = Field(default=0.03, ge=0, lt=1, description="share of a key's energy in the noise")
     smoothing_s: float = Field(
         default=0.3, ge=0, description="time over which a token's content averages earlier frames"
@@ -50,10 +50,10 @@ class SharpnessConfig(BaseModel):
 
     model_config = _FROZEN
 
-    frame: float = Field(default=0.5, ge=0, le=20)
+    frame: float = Field(default=0.7, ge=0, le=20)
     question: float = Field(default=1.5, ge=0, le=20)
-    decode: float = Field(default=3.0, ge=0, le=20)
-    depth_gain: float = Field(default=1.0, ge=0, le=20, description="the last layer is 1 + gain times as sharp")
+    decode: float = Field(default=4.0, ge=0, le=20)
+    depth_gain: float = Field(default=0.5, ge=0, le=20, description="the last layer is 1 + gain times as sharp")
     depth_power: float = Field(default=4.0, gt=0, le=20, description="how late in depth the gain sets in")
     layer_jitter: float = Field(default=0.2, ge=0, le=3, description="log-normal spread over layers")
     head_jitter: float = Field(default=0.3, ge=0, le=3, description="log-normal spread over query heads")
@@ -67,11 +67,11 @@ class RecencyConfig(BaseModel):
 
     model_config = _FROZEN
 
-    exponent: float = Field(default=0.8, ge=0, le=10)
-    text_exponent: float = Field(default=0.8, ge=0, le=10, description="likewise for question and decode queries")
+    exponent: float = Field(default=1.1, ge=0, le=10)
+    text_exponent: float = Field(default=1.1, ge=0, le=10, description="likewise for question and decode queries")
     head_jitter: float = Field(default=0.4, ge=0, le=3, description="log-normal spread over KV heads")
-    shortest_tokens: float = Field(default=30.0, gt=1)
-    longest_tokens: float = Field(default=150_000.0, gt=1)
+    shortest_tokens: float = Field(default=25_000.0, gt=1)
+    longest_tokens: float = Field(default=300_000.0, gt=1)
 
     @model_validator(mode="after")
     def _check(self) -> RecencyConfig:
@@ -82,6 +82,20 @@ class RecencyConfig(BaseModel):
         return self
 
 
+class SinkConfig(BaseModel):
+    """Attention to the stream's first token, whatever it shows (attention sink: Xiao et al. 2024, StreamingLLM).
+
+    Its logit above that of an average token is 0 in the first layers and reaches `nats` in the last ones.
+    """
+
+    model_config = _FROZEN
+
+    nats: float = Field(default=12.0, ge=0, le=40)
+    onset_depth: float = Field(default=0.85, ge=0, le=2, description="where it sets in; 0 first layer, 1 last")
+    onset_width: float = Field(default=0.02, gt=0, le=1, description="share of the depth over which it does")
+    head_spread: float = Field(default=1.0, ge=0, le=10, description="standard deviation over query heads, nats")
+
+
 class GeneratorConfig(BaseModel):
     """How a synthetic model turns features into keys, queries and values."""
 
@@ -90,11 +104,19 @@ class GeneratorConfig(BaseModel):
     key: KeyConfig = KeyConfig()
     sharpness: SharpnessConfig = SharpnessConfig()
     recency: RecencyConfig = RecencyConfig()
+    sink: SinkConfig = SinkConfig()
     row_diversity: float = Field(
-        default=0.3,
+        default=0.05,
         ge=0,
         le=1,
         description="share of a query's content that is its own; the rest is common to the step's rows per KV head",
+    )
+    text_affinity: float = Field(
+        default=6.0,
+        ge=0,
+        le=20,
+        description="logits by which question and decode queries prefer text keys, in nats; image tokens get little "
+        "attention from text (Chen et al. 2024, FastV)",
     )
     predicted_query_cosine: float = Field(
         default=0.95,

@@ -1,7 +1,7 @@
 """From features to the latents a synthetic layer projects: one vector of unit length per token.
 
 Frames' features are standardised over the clip and averaged over a short past; text tokens, which no video has,
-get latents of their own.
+get latents of their own, and so does the first token of a stream, which attends to nothing but itself.
 """
 
 from __future__ import annotations
@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
-_MODALITY_SHARE = 0.3  # assumed: text embeddings share a direction, as the two modalities' clouds lie apart
+# Dimensions of a latent behind the features of a frame, which are 0 in them.
+SINK, TEXT = 0, 1  # the attention sink's, and what all text tokens share
+_WORD_FEATURES = 12  # assumed: as many as a frame's features
+EXTRA = 2 + _WORD_FEATURES
+TEXT_SHARE = 0.3  # assumed: share of a text latent's energy that all text has in common
 
 
 def _unit(rows: Float64) -> Float64:
@@ -31,7 +35,7 @@ def standardised(features: Float32) -> Float64:
 
 
 def frame_latents(features: Float32, fps: float, smoothing_s: float) -> Float32:
-    """(frames, n, F) features -> (frames·n, F) latents of unit length.
+    """(frames, n, F) features -> (frames·n, F + EXTRA) latents of unit length.
 
     smoothing_s : time constant of the average over earlier frames at the same place
     """
@@ -39,15 +43,25 @@ def frame_latents(features: Float32, fps: float, smoothing_s: float) -> Float32:
     keep = math.exp(-1.0 / (fps * smoothing_s)) if smoothing_s > 0 else 0.0
     for frame in range(1, len(x)):
         x[frame] = keep * x[frame - 1] + (1 - keep) * x[frame]
-    return _unit(x).reshape(-1, x.shape[-1]).astype(np.float32)
+    frames = _unit(x).reshape(-1, x.shape[-1])
+    return np.pad(frames, ((0, 0), (0, EXTRA))).astype(np.float32)
 
 
 def text_latents(n_tokens: int, n_features: int, seed: int, stream: int) -> Float32:
-    """(n_tokens, F) latents of unit length: a direction that all text shares, and a word's own."""
-    modality = np.random.default_rng([seed, 12]).standard_normal(n_features)
-    words = np.random.default_rng([seed, 13, stream]).standard_normal((n_tokens, n_features))
-    mixed = math.sqrt(_MODALITY_SHARE) * _unit(modality) + math.sqrt(1 - _MODALITY_SHARE) * _unit(words)
-    return _unit(mixed).astype(np.float32)
+    """(n_tokens, n_features + EXTRA) latents of unit length: the direction of all text, and a word's own."""
+    words = np.random.default_rng([seed, 13, stream]).standard_normal((n_tokens, _WORD_FEATURES))
+    latents = np.zeros((n_tokens, n_features + EXTRA))
+    latents[:, n_features + TEXT] = math.sqrt(TEXT_SHARE)
+    latents[:, n_features + EXTRA - _WORD_FEATURES :] = math.sqrt(1 - TEXT_SHARE) * _unit(words)
+    return latents.astype(np.float32)
+
+
+def with_sink(latents: Float32, n_features: int) -> Float32:
+    """The same latents with the stream's first token made the attention sink, unlike every other token."""
+    latents = latents.copy()
+    latents[:1] = 0.0
+    latents[:1, n_features + SINK] = 1.0
+    return latents
 
 
 def step_mean(latents: Float32) -> Float32:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from resv.synthetic import kernels
 from resv.synthetic.config import GeneratorConfig
-from resv.synthetic.latents import step_mean
+from resv.synthetic.latents import EXTRA, step_mean
 from resv.synthetic.weights import LayerWeights, draw_weights, rope_tables
 from resv.trace import Float32, LayerTrace, ModelShape, Step
 
@@ -79,7 +79,7 @@ class SyntheticTrace:
         """Make one layer: about 0.3 s and 330 MB for 40,000 tokens of Llama-3-8B."""
         if not 0 <= layer < self.shape.n_layers:
             raise ValueError(f"layer {layer}: allowed are 0 to {self.shape.n_layers - 1}")
-        weights = draw_weights(self.shape, self.generator, self._rows.latents.shape[1], self.seed, layer)
+        weights = draw_weights(self.shape, self.generator, self._rows.latents.shape[1] - EXTRA, self.seed, layer)
         keys = self._tokens(weights.key_projection, weights.key_bias, weights.key_noise, layer, 0)
         queries, predicted = self._queries(weights, layer)
         vals = None
@@ -204,6 +204,9 @@ class SyntheticTrace:
         exponent = recency.exponent if probe.kind == "frame" else recency.text_exponent
         sharpness = np.repeat(getattr(self.generator.sharpness, probe.kind) * weights.sharpness, dim)
         bias = weights.query_bias * np.repeat(exponent * weights.recency, dim)
+        bias += np.repeat(weights.sink, dim) * weights.sink_query
+        if probe.kind != "frame":
+            bias = bias + self.generator.text_affinity * weights.text_query
         return np.asarray(content * sharpness + bias, dtype=np.float32)
 
     def _predict(self, query: Float32, layer: int, probe: int) -> Float32:

@@ -20,9 +20,7 @@ def latency(rows: Sequence[ResultRow], published: Sequence[PublishedComparison])
     axes = figure.subplots(1, len(stages), squeeze=False)[0]
     for axis, stage in zip(axes, stages, strict=True):
         for label, marker in zip(labels, MARKERS * len(labels), strict=False):
-            points = sorted(
-                (r.kv_len_tokens, r.latency_s) for r in rows if r.label == label and r.stage == stage
-            )
+            points = sorted((r.kv_len_tokens, r.latency_s) for r in rows if r.label == label and r.stage == stage)
             axis.plot(*zip(*points, strict=True), marker=marker, color=colour[label], label=label)
         marks = sorted(
             (p.kv_len_tokens, p.published)
@@ -58,9 +56,7 @@ def gains(rows: Sequence[ResultRow], column: str, label_y: str, baseline: str) -
             values = {r.kv_len_tokens: getattr(r, column) for r in here if r.label == label}
             at = [n for n, length in enumerate(lengths) if values.get(length) is not None]
             x = [n + (i - (len(labels) - 1) / 2) * width for n in at]
-            bars = axis.bar(
-                x, [values[lengths[n]] for n in at], width * 0.92, color=colour[label], label=label
-            )
+            bars = axis.bar(x, [values[lengths[n]] for n in at], width * 0.92, color=colour[label], label=label)
             axis.bar_label(bars, fmt="%.3g", fontsize=8, padding=1)
         axis.axhline(1.0, color=GREY, linewidth=1.0, linestyle="--", label=f"{baseline} = 1")
         axis.set_xticks(range(len(lengths)), [length_name(length) for length in lengths])

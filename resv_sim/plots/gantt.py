@@ -11,8 +11,8 @@ from dre_sim.timeline import Span, Timeline
 from resv_sim.chrome_trace import lanes
 from resv_sim.plots.style import canvas, kind_colours, legend_below
 
-PS_PER_US = 1_000_000
-ORDER = ("gpu", "lxe", "hcu", "wtu", "kvmu", "dram", "link", "ssd", "host_dram", "link_up")
+PS_PER_MS = 1_000_000_000
+ORDER = ("gpu", "host", "lxe", "hcu", "wtu", "kvmu", "dram", "link", "ssd", "host_dram", "link_up")
 
 
 def gantt(timeline: Timeline, label: str, n_layers: int) -> Any:
@@ -33,11 +33,11 @@ def gantt(timeline: Timeline, label: str, n_layers: int) -> Any:
                 left, right = max(span.start_ps, start), min(span.end_ps, end)
                 edge = "white" if (right - left) > 0.005 * (end - start) else colour[span.what]
                 style = {"color": colour[span.what], "edgecolor": edge, "linewidth": 0.4}
-                handles[span.what] = axis.barh(y, _us(right - left), height, left=_us(left - start), **style)
+                handles[span.what] = axis.barh(y, _ms(right - left), height, left=_ms(left - start), **style)
     axis.set_yticks(range(len(resources)), resources)
     axis.invert_yaxis()
-    axis.set_xlim(0, _us(end - start))
-    axis.set_xlabel("time (µs)")
+    axis.set_xlim(0, _ms(end - start))
+    axis.set_xlabel("time (ms)")
     axis.set_title(f"{label}: layers {layers[0]} to {layers[-1]}")
     legend_below(figure, [handles[kind] for kind in colour], list(colour), columns=6)
     return figure
@@ -64,5 +64,5 @@ def _place(resource: str) -> tuple[int, str]:
     return (ORDER.index(resource) if resource in ORDER else len(ORDER), resource)
 
 
-def _us(time_ps: int) -> float:
-    return time_ps / PS_PER_US
+def _ms(time_ps: int) -> float:
+    return time_ps / PS_PER_MS

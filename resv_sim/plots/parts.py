@@ -42,8 +42,9 @@ def breakdown(rows: Sequence[BreakdownRow], stage: str) -> Any:
         axis.set_title(f"{platform}+{policy}", pad=16)
         axis.set_ylim(0, 100)
     axes[0].set_ylabel(f"share of {stage} latency (%)")
-    figure.supxlabel("cache length (tokens)", fontsize=10)
-    legend_below(figure, *axes[0].get_legend_handles_labels(), columns=5)
+    axes[len(axes) // 2].set_xlabel("cache length (tokens)")
+    handles, labels = axes[0].get_legend_handles_labels()
+    legend_below(figure, handles, labels, columns=5)
     return figure
 
 
@@ -77,9 +78,7 @@ def retrieval_ratios(ratios: Mapping[RatioKey, NDArray[np.float64]]) -> Any:
     top = max(float(np.max(values)) for values in ratios.values())
     for axis, (key, values) in zip(axes, ratios.items(), strict=True):
         layers, heads = values.shape
-        image = axis.imshow(
-            100 * values, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=100 * top
-        )
+        image = axis.imshow(100 * values, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=100 * top)
         axis.set_xticks(range(0, heads, max(1, heads // 8)))
         axis.set_yticks(range(0, layers, max(1, layers // 8)))
         axis.set_xlabel("KV head")

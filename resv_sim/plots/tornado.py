@@ -9,26 +9,24 @@ from resv_sim.plots.style import GREY, PALETTE, canvas, length_name, number
 from resv_sim.results import SensitivityRange, SensitivityRow, sensitivity_ranges
 
 MOST = 10
-LEAST = 0.01  # of the gain: bars that could not be seen are left out
 
 
 def tornado(rows: Sequence[SensitivityRow]) -> Any:
     """One panel per run at its longest cache; the prices that matter most, at most `MOST`, on top."""
     longest = max(row.kv_len_tokens for row in rows)
     shown: dict[tuple[str, str], list[SensitivityRange]] = {}
-    for bar in sorted(sensitivity_ranges(rows), key=_span, reverse=True):
+    for bar in sorted(sensitivity_ranges(rows), key=lambda bar: bar.span, reverse=True):
         panel = shown.setdefault((bar.label, bar.stage), []) if bar.kv_len_tokens == longest else []
-        if len(panel) < MOST and _span(bar) >= LEAST * max(bar.gains):
+        if len(panel) < MOST:
             panel.append(bar)
     shown = {panel: bars for panel, bars in sorted(shown.items()) if bars}
     height = 0.34 * max(map(len, shown.values())) + 1.2
     figure = canvas(9.0, height * len(shown))
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
-    for axis, (panel, bars) in zip(axes, shown.items(), strict=True):
-        label, stage = panel
-        names = [f"{b.parameter} ({b.values[0]:.3g} to {b.values[-1]:.3g} {b.unit})" for b in bars]
+    for axis, ((label, stage), bars) in zip(axes, shown.items(), strict=True):
+        names = [f"{b.parameter} ({_interval(b)})" for b in bars]
         low = [min(b.gains) for b in bars]
-        axis.barh(names, [_span(b) for b in bars], left=low, color=PALETTE[0], height=0.6)
+        axis.barh(names, [b.span for b in bars], left=low, color=PALETTE[0], height=0.6)
         for y, bar in enumerate(bars):
             text = f"{number(bar.gains[0])} to {number(bar.gains[-1])}"
             axis.text(max(bar.gains), y, f"  {text}", va="center", fontsize=8)
@@ -40,5 +38,6 @@ def tornado(rows: Sequence[SensitivityRow]) -> Any:
     return figure
 
 
-def _span(bar: SensitivityRange) -> float:
-    return max(bar.gains) - min(bar.gains)
+def _interval(bar: SensitivityRange) -> str:
+    text = f"{bar.values[0]:.3g} to {bar.values[-1]:.3g}"
+    return text if bar.unit == "1" else f"{text} {bar.unit}"

@@ -1,0 +1,438 @@
+"""Slow, evident twins of the memory kernels: a DRAM channel clock by clock, a drive as a list of Python events."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from dre_sim.dram import DramConfig
+from dre_sim.link import LinkConfig
+from dre_sim.ssd import SsdConfig
+
+NEVER = -(10**12)
+
+
+def locate(c: DramConfig, address: int) -> tuple[int, int, int, int, int]:
+    """(channel, pseudo-channel, bank group, bank, row) of a byte address, digit by digit."""
+    block, offset = divmod(address % c.capacity_bytes, c.interleave_bytes)
+    rest, channel = divmod(block, c.n_channels)
+    rest = rest * c.interleave_bytes + offset
+    rest //= c.row_bytes if c.address_map == "page" else 64
+    rest, pseudo = divmod(rest, c.n_pseudo_channels)
+    rest, group = divmod(rest, c.n_bank_groups)
+    if c.address_map == "bank_group":
+        rest //= c.row_bytes // 64
+    rest, bank = divmod(rest, c.n_banks_per_group)
+    return channel, pseudo, group, bank, rest % c.n_rows
+
+
+@dataclass
+class Txn:
+    where: tuple[int, int, int]  # pseudo-channel, bank group, bank
+    row: int
+    write: bool
+    arrival: int
+    unit_end: int = 0
+    age: int = -1
+    done: int = -1
+
+
+class NaiveChannel:
+    """One channel. A command may issue when every rule about the commands before it holds."""
+
+    def __init__(self, c: DramConfig, txns: list[Txn]) -> None:
+        self.c, self.txns = c, txns
+        self.open: dict[tuple[int, int, int], int] = {}
+        self.owner: dict[tuple[int, int, int], Txn] = {}
+        self.last: dict[tuple[object, ...], int] = {}
+        self.acts: dict[int, list[int]] = {}
+        self.queue: dict[bool, list[Txn]] = {False: [], True: []}
+        self.todo: list[tuple[int, ...]] = []
+        self.refresh_at = self.hits = self.activates = self.age = self.head = self.tail = 0
+        self.synced_until = self.busy_until = 0
+        self.drain = False
+        self.act2: tuple[tuple[int, int, int], int] | None = None
+        self.rules = self._rules()
+
+    def _rules(self) -> list[tuple[str, str, str, int]]:
+        """(before, after, scope, clocks)."""
+        c = self.c
+        write_data = c.n_cwl + c.n_bl
+        per_bank = c.refresh == "per_bank"
+        return [
+            *[(x, x, "rank", max(c.n_ccd_s, c.n_bl)) for x in ("RD", "WR")],
+            *[(x, x, "group", max(c.n_ccd_l, c.n_bl)) for x in ("RD", "WR")],
+            ("RD", "WR", "rank", c.n_cl + c.n_bl + c.n_rtw_gap - c.n_cwl),
+            ("WR", "RD", "rank", write_data + c.n_wtr_s),
+            ("WR", "RD", "group", c.n_cwl + (c.n_bl_max or c.n_bl) + c.n_wtr_l),
+            ("RD", "PRE", "bank", c.n_rtp),
+            ("WR", "PRE", "bank", write_data + c.n_wr),
+            ("ACT", "RD", "bank", c.n_rcd_rd),
+            ("ACT", "WR", "bank", c.n_rcd_wr),
+            ("ACT", "PRE", "bank", c.n_ras),
+            ("ACT", "ACT", "bank", c.n_rc),
+            ("ACT", "ACT", "group", c.n_rrd_l),
+            ("ACT", "ACT", "rank", c.n_rrd_s),
+            ("PRE", "ACT", "bank", c.n_rp),
+            ("PRE", "PRE", "channel", c.n_ppd),
+            ("PRE", "REF", "bank", c.n_rp),
+            ("ACT", "REF", "bank", c.n_rc),
+            ("REF", "REF", "channel", c.n_pbr2pbr if per_bank else 0),
+            ("REF", "REF", "bank", c.n_rfc_pb if per_bank else c.n_rfc),
+            ("REF", "ACT", "bank", c.n_rfc_pb if per_bank else c.n_rfc),
+            ("REF", "ACT", "rank", c.n_pbr2act if per_bank else c.n_rfc),
+        ]
+
+    def _scope(self, scope: str, where: tuple[int, int, int]) -> tuple[int, ...]:
+        return where[: {"channel": 0, "rank": 1, "group": 2, "bank": 3}[scope]]
+
+    def _may(self, command: str, where: tuple[int, int, int], clock: int) -> bool:
+        clock += self.c.n_act - 1 if command == "ACT" else 0
+        for before, after, scope, clocks in self.rules:
+            seen = self.last.get((before, scope, self._scope(scope, where)), NEVER)
+            if after == command and clock < seen + clocks and not (command == "PRE" and self.todo):
+                return False
+            if after == command and clock < seen + clocks and scope != "channel":
+                return False
+        acts = self.acts.get(where[0], [])
+        return command != "ACT" or len(acts) < 4 or clock >= acts[-4] + self.c.n_faw
+
+    def _note(self, command: str, where: tuple[int, int, int], clock: int) -> None:
+        for scope in ("channel", "rank", "group", "bank"):
+            self.last[command, scope, self._scope(scope, where)] = clock
+
+    def run(self, backlog: int = 0) -> None:
+        self.tail = 0 if backlog else len(self.txns)
+        clock = 0
+        while any(t.done < 0 for t in self.txns):
+            self._admit(clock, backlog)
+            self._request_refresh(clock)
+            self._set_drain()
+            if self.c.command_bus == "row_and_column":
+                self._issue(self._choose(clock, ("RD", "WR")), clock)
+                if clock >= self.busy_until:
+                    self._issue(self._choose(clock, ("ACT", "PRE", "REF")), clock)
+            elif clock >= self.busy_until:
+                self._single_bus(clock)
+            clock += 1
+
+    def _admit(self, clock: int, backlog: int) -> None:
+        for _ in range(4):
+            if self.head == self.tail:
+                break
+            t = self.txns[self.head]
+            room = len(self.queue[t.write]) < (self.c.write_queue if t.write else self.c.read_queue)
+            if t.arrival + self.c.n_front > clock or not room:
+                break
+            t.age = self.age
+            self.age += 1
+            self.head += 1
+            self.queue[t.write].append(t)
+        while backlog and self.tail - self.head < backlog and self.tail < len(self.txns):
+            end = self.txns[self.tail].unit_end
+            for t in self.txns[self.tail : end]:
+                t.arrival = clock
+            self.tail = end
+
+    def _request_refresh(self, clock: int) -> None:
+        c = self.c
+        interval = {"none": 0, "all_bank": c.n_refi, "per_bank": c.n_refi_pb}[c.refresh]
+        if not interval or clock == 0 or clock % interval:
+            return
+        if c.refresh == "all_bank":
+            self.todo += [(p,) for p in range(c.n_pseudo_channels)]
+        else:
+            n = self.refresh_at
+            self.refresh_at = (n + 1) % c.n_banks
+            n, bank = divmod(n, c.n_banks_per_group)
+            self.todo.append((*divmod(n, c.n_bank_groups), bank))
+
+    def _set_drain(self) -> None:
+        reads, writes = len(self.queue[False]), len(self.queue[True])
+        if not self.drain:
+            self.drain = writes > self.c.write_high * self.c.write_queue or reads == 0
+        elif writes < self.c.write_low * self.c.write_queue and reads > 0:
+            self.drain = False
+
+    def _choose(self, clock: int, kinds: tuple[str, ...]) -> tuple[str, Txn | None, tuple[int, ...]] | None:
+        """The command to issue now among `kinds`: owners, then refresh, then the oldest request that can go."""
+        owners = [t for t in self.owner.values() if not (self.act2 and self.act2[0] == t.where)]
+        for t in sorted(owners, key=lambda t: t.age):
+            command = "WR" if t.write else "RD"
+            if command in kinds and self._may(command, t.where, clock):
+                return command, t, t.where
+        if self.todo:
+            return self._choose_refresh(clock) if "REF" in kinds else None
+        for t in self.queue[self.drain]:
+            command = self._next_command(t)
+            if command in kinds and self._may(command, t.where, clock):
+                return command, t, t.where
+        return None
+
+    def _next_command(self, t: Txn) -> str:
+        row = self.open.get(t.where)
+        if row is None:
+            return "none" if self.act2 else "ACT"
+        if row == t.row:
+            return "WR" if t.write else "RD"
+        return "none" if t.where in self.owner else "PRE"
+
+    def _choose_refresh(self, clock: int) -> tuple[str, Txn | None, tuple[int, ...]] | None:
+        scope = self.todo[0]
+        banks = [w for w in self._banks() if w[: len(scope)] == scope]
+        if any(w in self.owner for w in banks):
+            return None
+        opened = [w for w in banks if w in self.open]
+        command = "PRE" if opened else "REF"
+        if all(self._may(command, w, clock) for w in opened or banks):
+            return "REF_" + command, None, scope
+        return None
+
+    def _banks(self) -> list[tuple[int, int, int]]:
+        c = self.c
+        shape = c.n_pseudo_channels, c.n_bank_groups, c.n_banks_per_group
+        return [tuple(int(i) for i in w) for w in np.ndindex(shape)]  # type: ignore[misc]
+
+    def _single_bus(self, clock: int) -> None:
+        choice = self._choose(clock, ("RD", "WR", "ACT", "PRE", "REF"))
+        column = choice is not None and choice[0] in ("RD", "WR")
+        syncs = column and self.c.n_sync_post is not None and clock >= self.synced_until
+        if self.act2:
+            by = self.act2[1]
+            if choice is None or clock >= by or (syncs and clock + 1 >= by):
+                self.act2 = None
+                return
+        self._issue(choice, clock + 1 if syncs else clock)
+        self.busy_until = clock + 2 if syncs else clock + 1
+
+    def _issue(self, choice: tuple[str, Txn | None, tuple[int, ...]] | None, clock: int) -> None:
+        if choice is None:
+            return
+        command, t, scope = choice
+        if command.startswith("REF_"):
+            self._issue_refresh(command[4:], scope, clock)
+        elif t is not None and command == "PRE":
+            del self.open[t.where]
+            self._note("PRE", t.where, clock)
+        elif t is not None and command == "ACT":
+            self._issue_activate(t, clock)
+        elif t is not None:
+            self._issue_column(command, t, clock)
+
+    def _issue_refresh(self, command: str, scope: tuple[int, ...], clock: int) -> None:
+        for where in [w for w in self._banks() if w[: len(scope)] == scope]:
+            if command == "REF":
+                self._note("REF", where, clock)
+            elif where in self.open:
+                del self.open[where]
+                self._note("PRE", where, clock)
+        if command == "REF":
+            self.todo.pop(0)
+
+    def _issue_activate(self, t: Txn, clock: int) -> None:
+        self.queue[t.write].remove(t)
+        self.owner[t.where], self.open[t.where] = t, t.row
+        whole = clock + self.c.n_act - 1
+        self._note("ACT", t.where, whole)
+        self.acts.setdefault(t.where[0], []).append(whole)
+        self.activates += 1
+        self.busy_until = clock + self.c.n_act
+        if self.c.n_aad:
+            self.act2 = t.where, clock + self.c.n_aad
+
+    def _issue_column(self, command: str, t: Txn, clock: int) -> None:
+        if self.owner.get(t.where) is t:
+            del self.owner[t.where]
+        else:
+            self.queue[t.write].remove(t)
+            self.hits += 1
+        self._note(command, t.where, clock)
+        t.done = clock + (self.c.n_cwl if t.write else self.c.n_cl) + self.c.n_bl
+        self.synced_until = max(self.synced_until, t.done + (self.c.n_sync_post or 0))
+
+
+@dataclass
+class Page:
+    request: int
+    page: int
+    plane: int
+    level: int
+    n_bytes: int
+
+
+@dataclass
+class NaiveDie:
+    reads: list[Page] = field(default_factory=list)
+    writes: list[Page] = field(default_factory=list)
+    active: list[Page] = field(default_factory=list)
+    state: str = "idle"
+    at: int | None = None
+
+
+@dataclass
+class NaiveBus:
+    dies: list[NaiveDie]
+    turn: int = 0
+    waiting: deque[tuple[NaiveDie, Page]] = field(default_factory=deque)
+    doing: tuple[str, NaiveDie, Page | None] | None = None
+    until: int | None = None
+    poked: int | None = None
+
+    def next_event(self) -> int | None:
+        times = [self.until, self.poked, *(d.at for d in self.dies)]
+        return min((t for t in times if t is not None), default=None)
+
+
+class NaiveDrive:
+    """A drive served request by request, page by page; the earliest event first, arrivals before channels."""
+
+    def __init__(self, c: SsdConfig, link: LinkConfig, address: list[int], size: list[int], write: list[bool]) -> None:
+        self.c, self.link, self.address, self.size, self.write = c, link, address, size, write
+        self.buses = [NaiveBus([NaiveDie() for _ in range(c.dies_per_channel)]) for _ in range(c.n_channels)]
+        n = len(address)
+        self.arrive, self.submit, self.done, self.left, self.placed = ([0] * n for _ in range(5))
+        self.up_free = self.down_free = self.submitted = self.served = self.dirty = self.page_reads = 0
+        self.waiting: deque[int] = deque()
+
+    def wire_ps(self, n_bytes: int, command_bytes: int) -> int:
+        packets = -(-n_bytes // self.link.tlp_payload_bytes)
+        raw = n_bytes + packets * self.link.tlp_overhead_bytes + command_bytes
+        return int(np.ceil(raw * (1e3 / (self.link.raw_gb_per_s * self.link.efficiency))))
+
+    def _submit(self, r: int, at: int) -> None:
+        self.submit[r] = at
+        self.down_free = max(self.down_free, at)
+        self.down_free += self.wire_ps(self.size[r] if self.write[r] else 0, self.c.command_down_bytes)
+        self.arrive[r] = self.down_free
+        self.submitted += 1
+
+    def _complete(self, r: int, now: int) -> None:
+        self.up_free = max(self.up_free, now) + self.link.transfer_ps
+        self.up_free += self.wire_ps(0 if self.write[r] else self.size[r], self.c.command_up_bytes)
+        self.done[r] = self.up_free + self.c.t_overhead_ps
+        self.served += 1
+        if self.submitted < len(self.address):
+            self._submit(self.submitted, self.done[r])
+
+    def _arrive(self, r: int, now: int) -> bool:
+        c = self.c
+        first, end = self.address[r] // c.page_bytes, self.address[r] + self.size[r]
+        pages = range(first, (end - 1) // c.page_bytes + 1)
+        self.left[r] = len(pages)
+        for page in pages[self.placed[r] :]:
+            if self.write[r] and self.dirty >= c.buffer_bytes:
+                return False
+            stripe, channel = divmod(page, c.n_channels)
+            stripe, die = divmod(stripe, c.dies_per_channel)
+            level, plane = divmod(stripe, c.planes_per_die)
+            n_bytes = min((page + 1) * c.page_bytes, end) - max(page * c.page_bytes, self.address[r])
+            entry = Page(r, page, plane, level % c.pages_per_block, n_bytes)
+            bus = self.buses[channel]
+            (bus.dies[die].writes if self.write[r] else bus.dies[die].reads).append(entry)
+            self.dirty += n_bytes if self.write[r] else 0
+            self.placed[r] += 1
+            if bus.doing is None:
+                bus.poked = now
+        if self.write[r]:
+            self._complete(r, now)
+        return True
+
+    def run(self, queue_depth: int) -> None:
+        for r in range(min(queue_depth, len(self.address))):
+            self._submit(r, 0)
+        arrived = 0
+        while self.served < len(self.address):
+            events = [(t, k) for k, b in enumerate(self.buses) if (t := b.next_event()) is not None]
+            if events and (arrived == self.submitted or min(events)[0] < self.arrive[arrived]):
+                now, k = min(events)
+                self._channel(self.buses[k], now)
+                while self.waiting and self._arrive(self.waiting[0], now):
+                    self.waiting.popleft()
+            else:
+                behind = self.write[arrived] and bool(self.waiting)
+                if behind or not self._arrive(arrived, self.arrive[arrived]):
+                    self.waiting.append(arrived)
+                arrived += 1
+
+    def _channel(self, bus: NaiveBus, now: int) -> None:
+        bus.poked = None
+        if bus.until is not None and bus.until <= now:
+            self._bus_ends(bus, now)
+        for die in bus.dies:
+            if die.at is not None and die.at <= now:
+                die.at = None
+                if die.state == "reading":
+                    die.state = "waiting"
+                    bus.waiting.extend((die, page) for page in die.active)
+                else:
+                    die.state = "idle"
+                    self.dirty -= sum(page.n_bytes for page in die.active)
+                    die.active = []
+        if bus.doing is None:
+            self._use_bus(bus, now)
+
+    def _bus_ends(self, bus: NaiveBus, now: int) -> None:
+        assert bus.doing is not None
+        what, die, page = bus.doing
+        bus.doing = bus.until = None
+        if what == "command":
+            levels = self.c.t_read_ps
+            die.at = now + levels[die.active[0].level % len(levels)]
+        elif what == "data_in":
+            die.at = now + self.c.t_program_ps
+        else:
+            assert page is not None
+            die.active.remove(page)
+            if not die.active:
+                die.state = "idle"
+            self.left[page.request] -= 1
+            if self.left[page.request] == 0:
+                self._complete(page.request, now)
+
+    def _use_bus(self, bus: NaiveBus, now: int) -> None:
+        if self.c.commands_first and self._command(bus, now):
+            return
+        if bus.waiting:
+            die, page = bus.waiting.popleft()
+            bus.doing = "data_out", die, page
+            bus.until = now + self.c.t_data_setup_ps + int(page.n_bytes * (1e3 / self.c.channel_gb_per_s))
+        elif not self.c.commands_first:
+            self._command(bus, now)
+
+    def _command(self, bus: NaiveBus, now: int) -> bool:
+        c = self.c
+        for _ in bus.dies:
+            die = bus.dies[bus.turn]
+            bus.turn = (bus.turn + 1) % len(bus.dies)
+            if die.state != "idle" or not (die.reads or die.writes):
+                continue
+            queue = die.reads or die.writes
+            reading = queue is die.reads
+            die.active = self._together(queue, reading)
+            planes = len({page.plane for page in die.active})
+            for page in die.active:
+                queue.remove(page)
+            more = (planes - 1) * c.t_command_plane_ps
+            if reading:
+                self.page_reads += planes
+                die.state, bus.doing, bus.until = "reading", ("command", die, None), now + c.t_command_ps + more
+            else:
+                data = int(sum(page.n_bytes for page in die.active) * (1e3 / c.channel_gb_per_s))
+                die.state, bus.doing = "programming", ("data_in", die, None)
+                bus.until = now + c.t_program_command_ps + more + data
+            return True
+        return False
+
+    def _together(self, queue: list[Page], reading: bool) -> list[Page]:
+        """Pages that one command serves: the first, equal levels of other planes, repeats of the first."""
+        first, taken, planes = queue[0], [], set()
+        for page in queue:
+            repeats = self.c.merge_same_page and reading and first.n_bytes < self.c.page_bytes
+            if page.level == first.level and page.plane not in planes:
+                planes.add(page.plane)
+                taken.append(page)
+            elif repeats and page is not first and page.page == first.page:
+                taken.append(page)
+        return taken
