@@ -284,11 +284,15 @@ def _pick(c: int, now: int, m: Int64, t: Timing) -> tuple[int, int, int]:
 
 
 @njit(cache=True, nogil=True)
-def _take_bus(c: int, column: bool, until: int, m: Int64, t: Timing) -> None:
-    if column or not t.two_buses:
-        m[c + FREE_COL] = until
-    if not column or not t.two_buses:
-        m[c + FREE_ROW] = until
+def _take_bus(c: int, column: bool, at: int, clocks: int, m: Int64, t: Timing) -> None:
+    """Hold a command bus from `at` on. Of two buses the column bus chooses first, so `at` has passed for it too."""
+    if column:
+        m[c + FREE_COL] = at + clocks
+    else:
+        m[c + FREE_ROW] = at + clocks
+        m[c + FREE_COL] = max(m[c + FREE_COL], at + 1)
+    if not t.two_buses:
+        m[c + FREE_COL] = m[c + FREE_ROW] = at + clocks
 
 
 @njit(cache=True, nogil=True)
@@ -324,7 +328,7 @@ def _column(c: int, b: int, at: int, kind: int, m: Int64, q: Int64, t: Timing) -
     m[done % RING] += 1
     m[c + SYNC_UNTIL] = max(m[c + SYNC_UNTIL], done + t.sync_post)
     m[c + COLS] += 1
-    _take_bus(c, True, at + 1, m, t)
+    _take_bus(c, True, at, 1, m, t)
 
 
 @njit(cache=True, nogil=True)
@@ -339,7 +343,7 @@ def _activate(c: int, b: int, at: int, m: Int64, t: Timing) -> None:
     _classify(c, b, w, m, t)
     if m[b + HEAD + 1 - w] >= 0:
         _classify(c, b, 1 - w, m, t)
-    _take_bus(c, False, at + 1 + t.act_extra, m, t)
+    _take_bus(c, False, at, 1 + t.act_extra, m, t)
     if t.aad > 0:
         m[c + ACT2_BANK], m[c + ACT2_BY] = b, at + t.aad
     r, g, whole = m[b + RANK], m[b + GROUP], at + t.act_extra
@@ -365,7 +369,7 @@ def _close(c: int, b: int, at: int, m: Int64, t: Timing) -> None:
 
 @njit(cache=True, nogil=True)
 def _refresh(c: int, first: int, at: int, kind: int, m: Int64, t: Timing) -> None:
-    _take_bus(c, False, at + 1, m, t)
+    _take_bus(c, False, at, 1, m, t)
     end = first + (BANK_SIZE if t.per_bank_refresh else t.rank_banks)
     if kind == REF_PRECHARGE:
         for b in range(first, end, BANK_SIZE):
@@ -411,7 +415,7 @@ def _advance(c: int, until: int, backlog: int, m: Int64, q: Int64, t: Timing) ->
                 m[c + NOW] = until
                 return
             m[c + ACT2_BANK] = -1
-            _take_bus(c, False, slot + 1, m, t)
+            _take_bus(c, False, slot, 1, m, t)
             continue
         event = min(arriving, m[c + REF_NEXT])
         if now < event <= at or at >= until:
@@ -421,12 +425,12 @@ def _advance(c: int, until: int, backlog: int, m: Int64, q: Int64, t: Timing) ->
             _column(c, b, at, kind, m, q, t)
         elif kind == PRECHARGE:
             _close(c, b, at, m, t)
-            _take_bus(c, False, at + 1, m, t)
+            _take_bus(c, False, at, 1, m, t)
         elif kind == ACTIVATE:
             _activate(c, b, at, m, t)
         else:
             _refresh(c, b, at, kind, m, t)
-        m[c + NOW] = at
+        m[c + NOW], m[c + ADMIT_AT] = at, max(m[c + ADMIT_AT], at + 1)  # what it freed is seen a clock later
 
 
 @njit(cache=True, nogil=True)

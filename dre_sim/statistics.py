@@ -7,13 +7,14 @@ For reproducing a published operating point and for models nobody has traced. Sa
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from dre_sim.hcu import HcuConfig, code_bytes
 from dre_sim.lowering import dense_step
-from dre_sim.workload import DreJob, FetchWork, Gemm, LayerWork, PredictionWork, PredictMode, StepWork
+from dre_sim.workload import DreJob, FetchWork, Gemm, Int64, LayerWork, PredictionWork, PredictMode, StepWork
 from dre_sim.wtu import WtuConfig
 from resv.trace import ModelShape, StepKind
 
@@ -84,7 +85,7 @@ def _with_retrieval(
 
 
 def _prediction(
-    shape: ModelShape, layer: int, n_new: int, batch: int, cached: np.ndarray, point: OperatingPoint
+    shape: ModelShape, layer: int, n_new: int, batch: int, cached: Int64, point: OperatingPoint
 ) -> PredictionWork | None:
     if point.predict == "none":
         return None
@@ -118,7 +119,7 @@ def _dre_job(shape: ModelShape, n_new: int, batch: int, clusters: int, point: Op
     hcu, wtu, cores = HcuConfig(), WtuConfig(), shape.n_kv_heads
     tokens = n_new * batch
     chunks_per_code = -(-point.hash_bits // hcu.bits_per_cycle)
-    groups = -(-(-(-clusters // cores)) // hcu.xor_accumulators)
+    groups = ceil(ceil(clusters / cores) / hcu.xor_accumulators)
     rows = n_new * shape.n_query_heads * batch
     words = -(-clusters // wtu.lanes)
     row_cycles = words + (wtu.lanes - 1).bit_length() + 2 + point.buckets_visited * (words + 1)

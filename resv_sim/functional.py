@@ -40,9 +40,7 @@ def functional_layer(
     out: dict[str, LayerOutcome] = {}
     arrays: LayerTrace | None = None
     for label, policy in policies.items():
-        key = key_of(
-            "functional", code_fingerprint("resv"), stream, policy.model_dump(mode="json"), layer, topk
-        )
+        key = key_of("functional", code_fingerprint("resv"), stream, policy.model_dump(mode="json"), layer, topk)
         known = memo.load(key)
         if known is None:
             if arrays is None:
@@ -61,9 +59,7 @@ def correlation_statistics(trace: KVTrace, experiment: Experiment, memo: Memo) -
     if policy is None:
         return {}
     layer = min(3, trace.shape.n_layers - 1)
-    key = key_of(
-        "correlation", code_fingerprint("resv"), trace.fingerprint(), policy.hash_bits, policy.seed, layer
-    )
+    key = key_of("correlation", code_fingerprint("resv"), trace.fingerprint(), policy.hash_bits, policy.seed, layer)
     known = memo.load(key)
     if known is None:
         keys = trace.layer(layer, values=False).keys
@@ -88,9 +84,7 @@ def layer_fidelity(
     return tuple(_fidelity(trace, arrays, p, sel, topk) for p, sel in enumerate(selections))
 
 
-def _fidelity(
-    trace: KVTrace, arrays: LayerTrace, probe: int, selection: LayerSelection, topk: int
-) -> Fidelity:
+def _fidelity(trace: KVTrace, arrays: LayerTrace, probe: int, selection: LayerSelection, topk: int) -> Fidelity:
     heads = trace.shape.n_kv_heads
     if selection.attended.all():
         return Fidelity(np.ones(heads), np.ones(heads), np.zeros(heads))

@@ -104,9 +104,7 @@ def pack_layers(selections: tuple[LayerSelection, ...], fidelity: tuple[Fidelity
         out[f"{p}.sizes"] = np.array([len(sel.tables), len(sel.updates), len(sel.rows)], dtype=np.int64)
         for group in ("tables", "updates", "rows"):
             for i, item in enumerate(getattr(sel, group)):
-                out.update(
-                    {f"{p}.{group}.{i}.{f.name}": _to_disk(getattr(item, f.name)) for f in fields(item)}
-                )
+                out.update({f"{p}.{group}.{i}.{f.name}": _to_disk(getattr(item, f.name)) for f in fields(item)})
     for p, fid in enumerate(fidelity):
         out.update({f"{p}.fidelity.{f.name}": getattr(fid, f.name) for f in fields(fid)})
     return out
@@ -118,9 +116,7 @@ def unpack_layers(arrays: Arrays) -> tuple[tuple[LayerSelection, ...], tuple[Fid
     for p, layer in enumerate(arrays["layer"]):
         heads, cached = (int(x) for x in arrays[f"{p}.shape"])
         masks = {
-            name: np.unpackbits(arrays[f"{p}.{name}"], count=heads * cached)
-            .astype(bool)
-            .reshape(heads, cached)
+            name: np.unpackbits(arrays[f"{p}.{name}"], count=heads * cached).astype(bool).reshape(heads, cached)
             for name in ("attended", "resident", "candidates")
         }
         n_tables, n_updates, n_rows = (int(x) for x in arrays[f"{p}.sizes"])

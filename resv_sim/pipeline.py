@@ -43,9 +43,7 @@ class _Layer:
     on_platform: Mapping[str, tuple[LayerOnPlatform, ...]]
 
 
-def run(
-    experiment: Experiment, progress: Progress, jobs: int = 2, *, use_cache: bool = True
-) -> ExperimentResult:
+def run(experiment: Experiment, progress: Progress, jobs: int = 2, *, use_cache: bool = True) -> ExperimentResult:
     """Everything the report needs. Raises ValueError (or a subclass) on what the user can mend."""
     memo = Memo(cache_directory() if use_cache else None)
     with progress.task("video", experiment.workload.batch) as advance:
@@ -71,9 +69,7 @@ def _layers(
         outcomes = tuple(functional_layer(trace, used, layer, topk, memo) for trace in traces)
         on_platform = {
             r.label: tuple(
-                layer_on_platform(
-                    experiment.platforms[r.platform], used[r.policy], trace, outcome[r.policy].selections
-                )
+                layer_on_platform(experiment.platforms[r.platform], used[r.policy], trace, outcome[r.policy].selections)
                 for trace, outcome in zip(traces, outcomes, strict=True)
             )
             for r in experiment.runs
@@ -170,9 +166,7 @@ def parameters(experiment: Experiment, platform: str) -> UnitParameters | None:
     config = experiment.platforms[platform]
     if not isinstance(config, VRexConfig):
         return None
-    return unit_parameters(
-        config, [experiment.policies[r.policy] for r in experiment.runs if r.platform == platform]
-    )
+    return unit_parameters(config, [experiment.policies[r.policy] for r in experiment.runs if r.platform == platform])
 
 
 def _context(experiment: Experiment, platform: str, policy: str, revision: str) -> PointContext:
@@ -195,20 +189,15 @@ def _context(experiment: Experiment, platform: str, policy: str, revision: str) 
 
 def _with_gains(points: Sequence[Point], baseline: str) -> list[Point]:
     """Speedup and energy gain over the baseline at the same cache length, stage and batch."""
-    reference = {
-        (p.row.kv_len_tokens, p.row.stage, p.row.batch): p.row for p in points if p.row.label == baseline
-    }
+    reference = {(p.row.kv_len_tokens, p.row.stage, p.row.batch): p.row for p in points if p.row.label == baseline}
     out = []
     for p in points:
         base = reference.get((p.row.kv_len_tokens, p.row.stage, p.row.batch))
         if base is None:
             out.append(p)
             continue
-        gains = {
-            "speedup": base.latency_s / p.row.latency_s,
-            "energy_gain": base.energy_j / p.row.energy_j,
-        }
-        out.append(replace(p, row=replace(p.row, **gains)))
+        speedup, gain = base.latency_s / p.row.latency_s, base.energy_j / p.row.energy_j
+        out.append(replace(p, row=replace(p.row, speedup=speedup, energy_gain=gain)))
     return out
 
 
@@ -260,9 +249,7 @@ def _result(
     )
 
 
-def _ratios(
-    experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[_Layer]
-) -> dict[RatioKey, Any]:
+def _ratios(experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[_Layer]) -> dict[RatioKey, Any]:
     """Mean over steps where several fall under one key (the steps of a session)."""
     found: dict[RatioKey, list[Any]] = {}
     session = experiment.workload.kind == "session"
@@ -277,9 +264,7 @@ def _ratios(
     return {key: np.mean(values, axis=0) for key, values in found.items()}
 
 
-def _table_statistics(
-    experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[_Layer]
-) -> dict[str, object]:
+def _table_statistics(experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[_Layer]) -> dict[str, object]:
     """Bytes of the HC tables beside the KV cache they describe, at the longest cache."""
     step = traces[0].probes[-1]
     cache_bytes = step.first_token * experiment.model.kv_bytes_per_token
@@ -304,5 +289,5 @@ def _core_power(experiment: Experiment) -> dict[str, float]:
     for label, table in experiment.energy.items():
         units = parameters(experiment, label)
         if units is not None:
-            return dict(unit_powers_w(table, units))
+            return dict(unit_powers_w(table, units).items())
     return {}

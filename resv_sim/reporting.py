@@ -82,9 +82,7 @@ def sensitivity_rows(
                 yield from _moved(experiment, reference, p, parameters)
 
 
-def _moved(
-    experiment: Experiment, reference: Point, point: Point, parameters: Parameters
-) -> Iterator[SensitivityRow]:
+def _moved(experiment: Experiment, reference: Point, point: Point, parameters: Parameters) -> Iterator[SensitivityRow]:
     cases = [_case(experiment, p, parameters) for p in (reference, point)]
     known: dict[str, Any] = {**ranges(cases[0].table), **ranges(cases[1].table)}
     for name, values in known.items():

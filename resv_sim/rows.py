@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,7 +98,8 @@ def make_point(
 
 def retrieval_ratios(selections: Sequence[Selection]) -> NDArray[np.float64]:
     """(L, H) selected / candidate tokens, mean over streams; 0 where there was nothing to choose from."""
-    return np.mean([[_ratio(layer) for layer in s.layers] for s in selections], axis=0)
+    per_stream = np.array([[_ratio(layer) for layer in s.layers] for s in selections], dtype=np.float64)
+    return np.asarray(per_stream.mean(axis=0))
 
 
 def _ratio(layer: LayerSelection) -> NDArray[np.float64]:
@@ -105,7 +107,7 @@ def _ratio(layer: LayerSelection) -> NDArray[np.float64]:
     return np.where(candidates > 0, layer.selected_tokens / np.maximum(candidates, 1), 0.0)
 
 
-def _selection_columns(selections: Sequence[Selection]) -> dict[str, float | None]:
+def _selection_columns(selections: Sequence[Selection]) -> dict[str, Any]:
     layers = [layer for s in selections for layer in s.layers]
     fidelities = [f for s in selections for f in s.fidelity]
     candidates = sum(int(layer.candidate_tokens.sum()) for layer in layers)
@@ -123,7 +125,7 @@ def _selection_columns(selections: Sequence[Selection]) -> dict[str, float | Non
     }
 
 
-def _threshold_columns(layers: Sequence[LayerSelection]) -> dict[str, float | None]:
+def _threshold_columns(layers: Sequence[LayerSelection]) -> dict[str, Any]:
     """Share of the scores in visited ranges, and how many of them the exact prefix would have left out."""
     counts = [layer.counts for layer in layers if layer.counts.score_elements]
     if not counts:
@@ -134,7 +136,7 @@ def _threshold_columns(layers: Sequence[LayerSelection]) -> dict[str, float | No
     return {"elements_visited_share": kept / elements, "overshoot": kept / exact - 1.0 if exact else None}
 
 
-def _dre_columns(jobs: Sequence[DreJob | None]) -> dict[str, int | None]:
+def _dre_columns(jobs: Sequence[DreJob | None]) -> dict[str, Any]:
     known = [job for job in jobs if job is not None]
     if not known:
         return {"hcu_cycles": None, "wtu_cycles": None}
@@ -144,7 +146,7 @@ def _dre_columns(jobs: Sequence[DreJob | None]) -> dict[str, int | None]:
     }
 
 
-def _energy_columns(bill: Bill) -> dict[str, float]:
+def _energy_columns(bill: Bill) -> dict[str, Any]:
     parts = {"energy_compute_j": 0.0, "energy_dram_j": 0.0, "energy_link_j": 0.0, "energy_storage_j": 0.0}
     for line in bill.actions:
         kind = "storage" if line.component in STORAGE else line.component

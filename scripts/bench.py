@@ -49,9 +49,7 @@ def dense(repeat: int) -> Iterator[Row]:
     for cached in (1024, 40_960):
         ours, bound = dense_layer_ps(cached), dense_layer_bound_ps(cached)
         if ours < bound:
-            raise SystemExit(
-                f"dense layer at {cached} tokens: {ours} ps is below the bandwidth bound {bound} ps"
-            )
+            raise SystemExit(f"dense layer at {cached} tokens: {ours} ps is below the bandwidth bound {bound} ps")
         yield (
             f"dense layer, {cached} cached tokens",
             f"{ours / 1e9:.3f} ms",
@@ -96,10 +94,7 @@ def main_job(repeat: int) -> Iterator[Row]:
     with tempfile.TemporaryDirectory() as folder:
         job = [tool, "--config", "orin_vs_dre.yaml", "--out", f"{folder}/out", "--no-cache", "--jobs", "2"]
         environment = {**os.environ, "RESV_SIM_CACHE": f"{folder}/cache"}
-        runs = [
-            (wall_seconds(job, two_cores=True, environment=environment), peak_gib())
-            for _ in range(min(3, repeat))
-        ]
+        runs = [(wall_seconds(job, two_cores=True, environment=environment), peak_gib()) for _ in range(min(3, repeat))]
         yield (
             "main job, two cores, kernels compiled, nothing remembered",
             f"{statistics.median(r[0] for r in runs):.1f} s",
@@ -223,13 +218,11 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     return time.process_time() - start
 
 
-def wall_seconds(
-    command: list[str], *, two_cores: bool = False, environment: dict[str, str] | None = None
-) -> float:
+def wall_seconds(command: list[str], *, two_cores: bool = False, environment: dict[str, str] | None = None) -> float:
     """Time of one process, held to two cores where asked."""
     limit = (lambda: os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:2])) if two_cores else None
     start = time.perf_counter()
-    subprocess.run(command, check=True, capture_output=True, env=environment, preexec_fn=limit)  # noqa: PLW1509
+    subprocess.run(command, check=True, capture_output=True, env=environment, preexec_fn=limit)
     return time.perf_counter() - start
 
 

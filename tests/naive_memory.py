@@ -107,10 +107,12 @@ class NaiveChannel:
         self.tail = 0 if backlog else len(self.txns)
         clock = 0
         while any(t.done < 0 for t in self.txns):
-            self._admit(clock, backlog)
+            two_buses = self.c.command_bus == "row_and_column"
+            # The clock in which a column command follows its synchronising command is skipped whole.
+            if two_buses or clock >= self.busy_until:
+                self._admit(clock, backlog)
             self._request_refresh(clock)
-            self._set_drain()
-            if self.c.command_bus == "row_and_column":
+            if two_buses:
                 self._issue(self._choose(clock, ("RD", "WR")), clock)
                 if clock >= self.busy_until:
                     self._issue(self._choose(clock, ("ACT", "PRE", "REF")), clock)
@@ -158,6 +160,7 @@ class NaiveChannel:
 
     def _choose(self, clock: int, kinds: tuple[str, ...]) -> tuple[str, Txn | None, tuple[int, ...]] | None:
         """The command to issue now among `kinds`: owners, then refresh, then the oldest request that can go."""
+        self._set_drain()
         owners = [t for t in self.owner.values() if not (self.act2 and self.act2[0] == t.where)]
         for t in sorted(owners, key=lambda t: t.age):
             command = "WR" if t.write else "RD"

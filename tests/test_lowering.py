@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 
-from dre_sim.lowering import dense_step, linear_gemms, lower, vision_gemms
-from dre_sim.lowering import LayerTransfers
+from dre_sim.lowering import LayerTransfers, dense_step, linear_gemms, lower, vision_gemms
 from dre_sim.workload import FetchWork
 from resv.selection import Counts, LayerSelection, Selection
 from resv.trace import Step
@@ -56,13 +55,9 @@ def test_batch_multiplies_rows_and_cache_but_not_weights() -> None:
 def _selection(n_cached: int, kept: int) -> Selection:
     attended = np.zeros((TINY.n_kv_heads, n_cached), dtype=bool)
     attended[:, :kept] = True
-    layer = LayerSelection(
-        0, attended, np.zeros_like(attended), np.ones_like(attended), Counts(score_macs=96)
-    )
+    layer = LayerSelection(0, attended, np.zeros_like(attended), np.ones_like(attended), Counts(score_macs=96))
     step = Step("frame", n_cached, 3)
-    layers = tuple(
-        LayerSelection(i, attended, layer.resident, layer.candidates, layer.counts) for i in range(3)
-    )
+    layers = tuple(LayerSelection(i, attended, layer.resident, layer.candidates, layer.counts) for i in range(3))
     return Selection("topk", step, layers)
 
 

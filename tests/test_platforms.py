@@ -80,9 +80,7 @@ def test_latency_is_at_least_the_traffic_over_the_peak_bandwidth(name: str) -> N
 def test_prediction_and_fetch_overlap_compute_under_next_layer_and_not_under_same_layer() -> None:
     vrex = VRex(platform("vrex8"))
     ahead = vrex.simulate(statistics_step(LLAMA3_8B, 10, 20_000, POINT))
-    same = vrex.simulate(
-        statistics_step(LLAMA3_8B, 10, 20_000, POINT.model_copy(update={"predict": "same_layer"}))
-    )
+    same = vrex.simulate(statistics_step(LLAMA3_8B, 10, 20_000, POINT.model_copy(update={"predict": "same_layer"})))
     assert ahead.end_ps < same.end_ps
     fetches = [s for s in ahead.on("link") if s.layer == 5]
     compute = [s for s in ahead.on("lxe") if s.layer == 4 and s.what == "linear"]

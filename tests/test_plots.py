@@ -90,8 +90,8 @@ def test_the_window_of_a_step_without_layers_is_all_of_it() -> None:
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(0, "0"), (1.8, "1.80"), (0.12345, "0.123"), (99.96, "100"), (12345.6, "12346"), (0.001, "0.00100"), (5e-7, "5e-07"),
-     (-2.5, "-2.50"), (1e9, "1e+09"), (9.999, "10.0")],
+    [(0, "0"), (1.8, "1.80"), (0.12345, "0.123"), (99.96, "100"), (12345.6, "12346"), (0.001, "0.00100"),
+     (5e-7, "5e-07"), (-2.5, "-2.50"), (1e9, "1e+09"), (9.999, "10.0")],
 )  # fmt: skip
 def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
     assert number(value) == text

@@ -31,7 +31,12 @@ FIRST_COLUMNS = [
 ]
 # fmt: on
 FILES = [
-    "config.resolved.yaml", "provenance.json", "report.html", "results.csv", "results.json", "summary.md",
+    "config.resolved.yaml",
+    "provenance.json",
+    "report.html",
+    "results.csv",
+    "results.json",
+    "summary.md",
     "timeline.json",
 ]  # fmt: skip
 
@@ -45,6 +50,15 @@ def test_the_csv_has_the_agreed_columns_first_and_reads_back_equal() -> None:
             value = getattr(row, field.name)
             cell = got[field.name]
             assert cell == "" if value is None else type(value)(cell) == value
+
+
+def test_every_column_and_no_other_is_explained_in_the_documentation() -> None:
+    text = (Path(__file__).parent.parent / "docs" / "metrics.md").read_text(encoding="utf-8")
+    text = text.partition("## Comparison with published figures")[0]
+    explained = {
+        name for row in re.findall(r"^\| (`.*?) \|", text, re.MULTILINE) for name in re.findall(r"`(\w+)`", row)
+    }
+    assert explained == {field.name for field in fields(ResultRow)}
 
 
 def test_a_numpy_float_is_written_as_the_number_it_is() -> None:

@@ -1,5 +1,7 @@
 """Laws of the task graph: closed forms, capacity, order, determinism."""
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -114,7 +116,7 @@ def test_any_graph_respects_exclusivity_capacity_dependencies_and_conserves_byte
         assert sum(s.n_bytes for s in spans if s.resource == DRAM and s.what == f"{i}") == dram * 7
     for resource in ("lxe", "link", "hcu"):
         own = sorted((s.start_ps, s.end_ps) for s in spans if s.resource == resource)
-        assert all(a[1] <= b[0] for a, b in zip(own, own[1:], strict=False))
+        assert all(a[1] <= b[0] for a, b in pairwise(own))
     edges = sorted({t for s in spans for t in (s.start_ps, s.end_ps)})
     for t in edges:
         assert sum(s.share for s in spans if s.resource == DRAM and s.start_ps <= t < s.end_ps) <= 1 + 1e-9

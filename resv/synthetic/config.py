@@ -21,7 +21,7 @@ class KeyConfig(BaseModel):
     model_config = _FROZEN
 
     content_wavelength_tokens: float = Field(
-        default=200_000.0, gt=1, description="content lies in RoPE pairs slower than about this"
+        default=300_000.0, gt=1, description="content lies in RoPE pairs slower than about this"
     )
     even_share: float = Field(
         default=0.02, ge=0, le=1, description="share of content and noise energy spread evenly over all pairs"
@@ -45,7 +45,9 @@ class KeyConfig(BaseModel):
 class SharpnessConfig(BaseModel):
     """Standard deviation of a query row's content logits over unlike tokens, in nats.
 
-    Diffuse in early layers, sharp in late ones ("pyramidal information funnelling", Cai et al. 2024, PyramidKV).
+    Diffuse in early layers, sharp in late ones ("pyramidal information funnelling", Cai et al. 2024, PyramidKV). What
+    sharpens with depth is what a step's rows have in common; `row_diversity` is the share (of energy, before the
+    gain) that is a row's own, from its own token and query head.
     """
 
     model_config = _FROZEN
@@ -53,8 +55,9 @@ class SharpnessConfig(BaseModel):
     frame: float = Field(default=0.7, ge=0, le=20)
     question: float = Field(default=1.5, ge=0, le=20)
     decode: float = Field(default=4.0, ge=0, le=20)
-    depth_gain: float = Field(default=0.5, ge=0, le=20, description="the last layer is 1 + gain times as sharp")
-    depth_power: float = Field(default=4.0, gt=0, le=20, description="how late in depth the gain sets in")
+    row_diversity: float = Field(default=0.05, ge=0, le=1)
+    depth_gain: float = Field(default=8.0, ge=0, le=100, description="the last layer is 1 + gain times as sharp")
+    depth_power: float = Field(default=8.0, gt=0, le=20, description="how late in depth the gain sets in")
     layer_jitter: float = Field(default=0.2, ge=0, le=3, description="log-normal spread over layers")
     head_jitter: float = Field(default=0.3, ge=0, le=3, description="log-normal spread over query heads")
 
@@ -82,20 +85,6 @@ class RecencyConfig(BaseModel):
         return self
 
 
-class SinkConfig(BaseModel):
-    """Attention to the stream's first token, whatever it shows (attention sink: Xiao et al. 2024, StreamingLLM).
-
-    Its logit above that of an average token is 0 in the first layers and reaches `nats` in the last ones.
-    """
-
-    model_config = _FROZEN
-
-    nats: float = Field(default=12.0, ge=0, le=40)
-    onset_depth: float = Field(default=0.85, ge=0, le=2, description="where it sets in; 0 first layer, 1 last")
-    onset_width: float = Field(default=0.02, gt=0, le=1, description="share of the depth over which it does")
-    head_spread: float = Field(default=1.0, ge=0, le=10, description="standard deviation over query heads, nats")
-
-
 class GeneratorConfig(BaseModel):
     """How a synthetic model turns features into keys, queries and values."""
 
@@ -104,13 +93,6 @@ class GeneratorConfig(BaseModel):
     key: KeyConfig = KeyConfig()
     sharpness: SharpnessConfig = SharpnessConfig()
     recency: RecencyConfig = RecencyConfig()
-    sink: SinkConfig = SinkConfig()
-    row_diversity: float = Field(
-        default=0.05,
-        ge=0,
-        le=1,
-        description="share of a query's content that is its own; the rest is common to the step's rows per KV head",
-    )
     text_affinity: float = Field(
         default=6.0,
         ge=0,

@@ -198,13 +198,12 @@ class SyntheticTrace:
         shared = np.zeros((1, heads * dim), dtype=np.float32)
         kernels.project(step_mean(latents)[None], weights.shared_query, shared)
         common = np.repeat(shared.reshape(heads, 1, dim), group, axis=1).reshape(1, -1)
-        diversity = self.generator.row_diversity
-        content = math.sqrt(diversity) * own + math.sqrt(1 - diversity) * common
+        diversity = self.generator.sharpness.row_diversity
+        content = math.sqrt(diversity) * own + weights.gain * math.sqrt(1 - diversity) * common
         recency = self.generator.recency
         exponent = recency.exponent if probe.kind == "frame" else recency.text_exponent
         sharpness = np.repeat(getattr(self.generator.sharpness, probe.kind) * weights.sharpness, dim)
         bias = weights.query_bias * np.repeat(exponent * weights.recency, dim)
-        bias += np.repeat(weights.sink, dim) * weights.sink_query
         if probe.kind != "frame":
             bias = bias + self.generator.text_affinity * weights.text_query
         return np.asarray(content * sharpness + bias, dtype=np.float32)
@@ -214,7 +213,7 @@ class SyntheticTrace:
 
         The error of a RoPE pair is as large as the pair is, and rows share it as far as they share content.
         """
-        target, diversity = self.generator.predicted_query_cosine, self.generator.row_diversity
+        target, diversity = self.generator.predicted_query_cosine, self.generator.sharpness.row_diversity
         rng = np.random.default_rng([self.seed, 16, self.batch_index, layer, probe])
         n_rows, heads, dim = len(query), self.shape.n_query_heads, self.shape.head_dim
         true = query.reshape(n_rows, heads, 2, dim // 2).astype(np.float64)

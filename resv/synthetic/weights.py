@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resv.synthetic.config import GeneratorConfig
-from resv.synthetic.latents import EXTRA, SINK, TEXT, TEXT_SHARE
+from resv.synthetic.latents import EXTRA, TEXT, TEXT_SHARE
 from resv.trace import ModelShape
 
 Float32 = NDArray[np.float32]
@@ -25,7 +25,7 @@ class LayerWeights:
 
     key_projection, value_projection : (F, H·D);  key_bias, key_noise, value_noise : (H·D,)
     shared_query : (F, H·D), what the rows of a step and KV head have in common;  own_query : (F, H·G·D)
-    sink : (H·G,) logit of the sink;  query_bias : (H·G·D,) for exponent 1;  text_query, sink_query : (H·G·D,), give such keys a logit of 1;  sharpness : (H·G,) factor on the stage's;  recency : (H·G,) likewise
+    query_bias : (H·G·D,) for exponent 1;  text_query : (H·G·D,), gives text keys a logit of 1;  sharpness : (H·G,) factor on the stage's;  recency : (H·G,) likewise
     """
 
     key_projection: Float32
@@ -37,8 +37,7 @@ class LayerWeights:
     own_query: Float32
     query_bias: Float32
     text_query: Float32
-    sink_query: Float32
-    sink: Float64
+    gain: float
     sharpness: Float64
     recency: Float64
 
@@ -102,7 +101,7 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
     """Weights of one layer. A latent of unit length and a key have mean square 1 per channel of a uniform key."""
     rng = np.random.default_rng([seed, 11, layer])
     heads, group, dim = shape.n_kv_heads, shape.group, shape.head_dim
-    key, sharp, recency, sink = generator.key, generator.sharpness, generator.recency, generator.sink
+    key, sharp, recency = generator.key, generator.sharpness, generator.recency
     content_share = 1 - key.bias_share - key.noise_share
     energy = content_energy(shape, generator)
 
@@ -115,17 +114,11 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
     key_bias, query_bias = _bias_pair(shape, generator, rng)
     key_projection = projection(heads, np.sqrt(dim * content_share * energy))
     depth = layer / max(shape.n_layers - 1, 1)
-    onset = 1 / (1 + math.exp(min((sink.onset_depth - depth) / sink.onset_width, 50.0)))
-    layer_sharpness = (1 + sharp.depth_gain * depth**sharp.depth_power) * math.exp(
+    layer_gain = (1 + sharp.depth_gain * depth**sharp.depth_power) * math.exp(
         sharp.layer_jitter * rng.standard_normal()
     )
-
-    def finder(dimension: int, share: float) -> Float32:
-        """(H·G·D,) query whose logit with keys that have `share` of their content in a latent dimension is 1."""
-        along = key_projection[n_features + dimension].reshape(heads, dim).astype(np.float64)
-        along *= math.sqrt(dim / share) / np.sum(along**2, axis=1, keepdims=True)
-        return np.repeat(along, group, axis=0).astype(np.float32).reshape(-1)
-
+    to_text = key_projection[n_features + TEXT].reshape(heads, dim).astype(np.float64)
+    to_text *= math.sqrt(dim / TEXT_SHARE) / np.sum(to_text**2, axis=1, keepdims=True)
     ones = np.ones(dim)
     return LayerWeights(
         key_projection=key_projection,
@@ -136,9 +129,8 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
         shared_query=projection(heads, query_scale),
         own_query=projection(heads * group, query_scale),
         query_bias=query_bias,
-        text_query=finder(TEXT, TEXT_SHARE),
-        sink_query=finder(SINK, 1.0),
-        sink=onset * (sink.nats + sink.head_spread * rng.standard_normal(heads * group)),
-        sharpness=layer_sharpness * np.exp(sharp.head_jitter * rng.standard_normal(heads * group)),
+        text_query=np.repeat(to_text, group, axis=0).astype(np.float32).reshape(-1),
+        gain=layer_gain,
+        sharpness=np.exp(sharp.head_jitter * rng.standard_normal(heads * group)),
         recency=np.repeat(np.exp(recency.head_jitter * rng.standard_normal(heads)), group),
     )

@@ -1,0 +1,145 @@
+"""The whole pipeline on a tiny model: same result at any number of workers, memo or not; conservation; sessions."""
+
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+from typing import Any
+
+import pytest
+
+from dre_sim.dre import DisagreementError
+from resv_sim import hardware, pipeline
+from resv_sim.config import Experiment, load_experiment
+from resv_sim.progress import Progress
+from resv_sim.results import ExperimentResult
+from resv_sim.writing import csv_text
+
+
+def run(settings: Sequence[str] = (), jobs: int = 1, *, use_cache: bool = False) -> ExperimentResult:
+    return pipeline.run(experiment(settings), Progress(quiet=True), jobs, use_cache=use_cache)
+
+
+def experiment(settings: Sequence[str] = ()) -> Experiment:
+    return load_experiment("quick.yaml", settings)[0]
+
+
+@pytest.fixture(scope="module")
+def result() -> ExperimentResult:
+    return run()
+
+
+def test_every_run_has_a_row_per_length_and_stage_with_finite_gains(result: ExperimentResult) -> None:
+    assert len(result.rows) == 3 * 2 * 2
+    base = [r for r in result.rows if r.label == "agx_orin+full"]
+    assert all(r.speedup == 1.0 and r.energy_gain == 1.0 for r in base)
+    assert all(r.latency_s > 0 and r.energy_j > 0 for r in result.rows)
+    assert all(r.power_w * r.latency_s == pytest.approx(r.energy_j) for r in result.rows)
+
+
+def test_parts_of_latency_and_energy_add_up_to_the_row(result: ExperimentResult) -> None:
+    for row in result.rows:
+        key = (row.platform, row.policy, row.kv_len_tokens, row.stage)
+        parts = [b for b in result.breakdown if (b.platform, b.policy, b.kv_len_tokens, b.stage) == key]
+        assert sum(b.exposed_s for b in parts) == pytest.approx(row.latency_s)
+        assert sum(b.energy_j for b in parts) == pytest.approx(row.energy_j)
+        split = (row.energy_compute_j, row.energy_dram_j, row.energy_link_j, row.energy_storage_j)
+        assert sum(split) + row.energy_static_j == pytest.approx(row.energy_j)
+
+
+def test_no_latency_is_below_its_bytes_over_the_bandwidth(result: ExperimentResult) -> None:
+    assert all(row.latency_s >= row.bound_s for row in result.rows)
+
+
+def test_full_streaming_moves_the_whole_cache_and_loses_nothing(result: ExperimentResult) -> None:
+    model = experiment().model
+    for row in result.rows:
+        if row.policy == "full":
+            assert row.fetched_bytes == row.kv_len_tokens * model.kv_bytes_per_token
+            assert (row.retrieval_ratio, row.attention_mass_kept, row.output_rel_error) == (1.0, 1.0, 0.0)
+
+
+def test_the_same_selection_is_timed_on_both_platforms(result: ExperimentResult) -> None:
+    columns = ("retrieval_ratio", "fetched_tokens", "attention_mass_kept", "clusters")
+    gpu = [[getattr(r, c) for c in columns] for r in result.rows if r.label == "agx_orin+resv"]
+    vrex = [[getattr(r, c) for c in columns] for r in result.rows if r.label == "vrex8+resv"]
+    assert gpu == vrex
+
+
+def test_results_do_not_depend_on_workers_or_on_what_is_remembered(result: ExperimentResult) -> None:
+    text = csv_text(result.rows)
+    assert csv_text(run(jobs=3).rows) == text
+    first, second = run(use_cache=True), run(use_cache=True)
+    assert csv_text(first.rows) == csv_text(second.rows) == text
+    assert first.trace_statistics == second.trace_statistics
+
+
+def test_another_seed_is_another_result(result: ExperimentResult) -> None:
+    assert csv_text(run(["trace.seed=1"]).rows) != csv_text(result.rows)
+
+
+def test_ratio_one_selects_everything_and_equals_full_attention() -> None:
+    rows = [r for r in run(["policies.resv.wicsum.ratio=1.0"]).rows if r.policy == "resv"]
+    assert all(r.retrieval_ratio == 1.0 for r in rows)
+    assert all(r.attention_mass_kept == pytest.approx(1.0, abs=1e-5) for r in rows)
+    assert all(r.output_rel_error == pytest.approx(0.0, abs=1e-5) for r in rows)
+
+
+def test_a_session_gives_one_row_per_stage() -> None:
+    settings = ["workload={kind: session, frames: 4, question_tokens: 5, answer_tokens: 3}"]
+    rows = [r for r in run(settings).rows if r.label == "vrex8+resv"]
+    assert [(r.stage, r.n_new_tokens) for r in rows] == [("frame", 10), ("question", 5), ("decode", 1)]
+    assert rows[0].fps == pytest.approx(1 / rows[0].latency_s)
+    assert rows[1].fps is None
+
+
+def test_a_batch_shares_weights_and_multiplies_the_cache() -> None:
+    one, two = (
+        run(["runs=[{platform: agx_orin, policy: full}]"]),
+        run(["runs=[{platform: agx_orin, policy: full}]", "workload.batch=2"]),
+    )
+    for a, b in zip(one.rows, two.rows, strict=True):
+        assert b.fetched_bytes == 2 * a.fetched_bytes
+        assert a.dram_bytes < b.dram_bytes < 2 * a.dram_bytes + 1
+        assert b.batch == 2
+
+
+def test_a_unit_that_selects_something_else_stops_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    true_job = hardware.simulate_dre_layer
+
+    def other(hcu: Any, wtu: Any, policy: Any, selection: Any, cores: int) -> Any:
+        rows = tuple(replace(r, selected=~r.selected) for r in selection.rows)
+        return true_job(hcu, wtu, policy, replace(selection, rows=rows), cores)
+
+    monkeypatch.setattr(hardware, "simulate_dre_layer", other)
+    with pytest.raises(DisagreementError, match="KV head"):
+        run()
+
+
+def test_a_cache_larger_than_the_offload_tier_is_refused_before_anything_runs() -> None:
+    with pytest.raises(ValueError, match=r"platforms\.vrex8\.offload.*the tier holds 1000"):
+        run(["platforms.vrex8.offload.capacity_bytes=1000"])
+
+
+def test_a_point_that_does_not_fit_the_device_is_noted_and_the_others_stay() -> None:
+    got = run(["platforms.vrex8.memory_capacity_bytes=100000"])
+    assert not [r for r in got.rows if r.platform == "vrex8"]
+    assert [r for r in got.rows if r.platform == "agx_orin"]
+    assert any("vrex8+resv" in note and "GB of device memory" in note for note in got.notes)
+
+
+def test_hardware_fields_change_cycles_but_not_the_selection(result: ExperimentResult) -> None:
+    narrow = run(["platforms.vrex8.wtu.lanes=8", "platforms.vrex8.hcu.bits_per_cycle=8"])
+    for a, b in zip(result.rows, narrow.rows, strict=True):
+        assert a.retrieval_ratio == b.retrieval_ratio
+        if a.platform == "vrex8":
+            assert a.wtu_cycles is not None
+            assert b.wtu_cycles is not None
+            assert b.wtu_cycles > a.wtu_cycles
+            assert (a.area_mm2 or 0) > (b.area_mm2 or 0)
+        else:
+            assert astuple(replace(a, config_hash="")) == astuple(replace(b, config_hash=""))
+
+
+def test_algorithm_fields_change_the_selection(result: ExperimentResult) -> None:
+    got = run(["policies.resv.wicsum.ratio=0.6"])
+    pairs = [(a, b) for a, b in zip(result.rows, got.rows, strict=True) if a.label == "vrex8+resv"]
+    assert all((b.retrieval_ratio or 0) > (a.retrieval_ratio or 0) for a, b in pairs)
