@@ -56,8 +56,8 @@ class SharpnessConfig(BaseModel):
     question: float = Field(default=1.5, ge=0, le=20)
     decode: float = Field(default=4.0, ge=0, le=20)
     row_diversity: float = Field(default=0.05, ge=0, le=1)
-    depth_gain: float = Field(default=8.0, ge=0, le=100, description="the last layer is 1 + gain times as sharp")
-    depth_power: float = Field(default=8.0, gt=0, le=20, description="how late in depth the gain sets in")
+    depth_gain: float = Field(default=2.0, ge=0, le=100, description="the last layer is 1 + gain times as sharp")
+    depth_power: float = Field(default=4.0, gt=0, le=20, description="how late in depth the gain sets in")
     layer_jitter: float = Field(default=0.2, ge=0, le=3, description="log-normal spread over layers")
     head_jitter: float = Field(default=0.3, ge=0, le=3, description="log-normal spread over query heads")
 
@@ -85,6 +85,18 @@ class RecencyConfig(BaseModel):
         return self
 
 
+class SinkConfig(BaseModel):
+    """Attention to the stream's first token, whatever it shows (attention sink: Xiao et al. 2024, StreamingLLM).
+
+    Early layers have none; from `onset_depth` on its logit is `nats` above that of an average token.
+    """
+
+    model_config = _FROZEN
+
+    nats: float = Field(default=14.0, ge=0, le=40)
+    onset_depth: float = Field(default=0.87, ge=0, le=1, description="0 is the first layer, 1 the last")
+
+
 class GeneratorConfig(BaseModel):
     """How a synthetic model turns features into keys, queries and values."""
 
@@ -93,6 +105,7 @@ class GeneratorConfig(BaseModel):
     key: KeyConfig = KeyConfig()
     sharpness: SharpnessConfig = SharpnessConfig()
     recency: RecencyConfig = RecencyConfig()
+    sink: SinkConfig = SinkConfig()
     text_affinity: float = Field(
         default=6.0,
         ge=0,

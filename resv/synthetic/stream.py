@@ -203,7 +203,7 @@ class SyntheticTrace:
         recency = self.generator.recency
         exponent = recency.exponent if probe.kind == "frame" else recency.text_exponent
         sharpness = np.repeat(getattr(self.generator.sharpness, probe.kind) * weights.sharpness, dim)
-        bias = weights.query_bias * np.repeat(exponent * weights.recency, dim)
+        bias = weights.query_bias * np.repeat(exponent * weights.recency, dim) + weights.sink_query
         if probe.kind != "frame":
             bias = bias + self.generator.text_affinity * weights.text_query
         return np.asarray(content * sharpness + bias, dtype=np.float32)

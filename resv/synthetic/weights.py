@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resv.synthetic.config import GeneratorConfig
-from resv.synthetic.latents import EXTRA, TEXT, TEXT_SHARE
+from resv.synthetic.latents import EXTRA, SINK, TEXT, TEXT_SHARE
 from resv.trace import ModelShape
 
 Float32 = NDArray[np.float32]
@@ -37,6 +37,7 @@ class LayerWeights:
     own_query: Float32
     query_bias: Float32
     text_query: Float32
+    sink_query: Float32
     gain: float
     sharpness: Float64
     recency: Float64
@@ -117,8 +118,13 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
     layer_gain = (1 + sharp.depth_gain * depth**sharp.depth_power) * math.exp(
         sharp.layer_jitter * rng.standard_normal()
     )
-    to_text = key_projection[n_features + TEXT].reshape(heads, dim).astype(np.float64)
-    to_text *= math.sqrt(dim / TEXT_SHARE) / np.sum(to_text**2, axis=1, keepdims=True)
+
+    def finder(dimension: int, share: float) -> Float32:
+        """(H·G·D,) query whose logit with keys that have `share` of their content in a latent dimension is 1."""
+        along = key_projection[n_features + dimension].reshape(heads, dim).astype(np.float64)
+        along *= math.sqrt(dim / share) / np.sum(along**2, axis=1, keepdims=True)
+        return np.repeat(along, group, axis=0).astype(np.float32).reshape(-1)
+
     ones = np.ones(dim)
     return LayerWeights(
         key_projection=key_projection,
@@ -129,7 +135,8 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
         shared_query=projection(heads, query_scale),
         own_query=projection(heads * group, query_scale),
         query_bias=query_bias,
-        text_query=np.repeat(to_text, group, axis=0).astype(np.float32).reshape(-1),
+        text_query=finder(TEXT, TEXT_SHARE),
+        sink_query=finder(SINK, 1.0) * (generator.sink.nats if depth >= generator.sink.onset_depth else 0.0),
         gain=layer_gain,
         sharpness=np.exp(sharp.head_jitter * rng.standard_normal(heads * group)),
         recency=np.repeat(np.exp(recency.head_jitter * rng.standard_normal(heads)), group),
