@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from typing import Any
 
+from numba import config
 from numba.core import cgutils, types
 from numba.extending import intrinsic
 
 
-@intrinsic  # type: ignore[misc]
-def borrow(typing_context: Any, array: types.Array) -> Any:
+def _borrow(typing_context: Any, array: types.Array) -> Any:
     """View of `array` (inside kernels only) that does not own its memory."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
@@ -23,3 +23,10 @@ def borrow(typing_context: Any, array: types.Array) -> Any:
         return view._getvalue()
 
     return array(array), generate
+
+
+def _same(array: Any) -> Any:
+    return array
+
+
+borrow: Any = _same if config.DISABLE_JIT else intrinsic(_borrow)

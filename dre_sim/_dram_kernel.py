@@ -215,12 +215,13 @@ def _refresh_candidate(c: int, m: Int64, t: Timing) -> tuple[int, int, int]:
     """The pending refresh's next command: precharge what is open in its scope, then refresh."""
     first = m[c + BANKS] + m[c + REF_AT]
     end = first + (BANK_SIZE if t.per_bank_refresh else t.rank_banks)
-    kind, ready = REFRESH, m[c + REF_READY]
+    kind = REFRESH
     for b in range(first, end, BANK_SIZE):
-        if m[b + OWNER] >= 0 or m[c + ACT2_BANK] == b:
+        if m[b + OWNER] >= 0:
             return FAR, NOTHING, first
         if m[b + ROW] != NONE:
             kind = REF_PRECHARGE
+    ready = m[c + REF_READY] if kind == REFRESH else 0
     for b in range(first, end, BANK_SIZE):
         if kind == REFRESH:
             ready = max(ready, m[b + B_ACT] + t.act_extra)

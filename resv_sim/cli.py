@@ -85,9 +85,16 @@ def trace() -> None:
 def info(debug: bool, file: Path) -> None:
     """Show what a trace file holds."""
     with explained(debug):
-        from resv.trace_file import describe_trace
+        from resv.trace_file import RecordedTrace
 
-        for key, value in describe_trace(file).items():
+        recorded = RecordedTrace(file)
+        shape = recorded.shape
+        heads = f"{shape.n_kv_heads} KV heads, {shape.n_query_heads} query heads of {shape.head_dim}"
+        click.echo(f"model: {shape.name} ({shape.n_layers} layers, {heads})")
+        click.echo(f"tokens: {recorded.n_tokens} in {len(recorded.steps)} steps")
+        click.echo(f"probes: {', '.join(f'{p.kind} at {p.first_token}' for p in recorded.probes) or 'none'}")
+        click.echo(f"fingerprint: {recorded.fingerprint()}")
+        for key, value in recorded.describe().items():
             click.echo(f"{key}: {value}")
 
 
@@ -97,10 +104,16 @@ def info(debug: bool, file: Path) -> None:
 def check(debug: bool, file: Path) -> None:
     """Read all of a trace file and check it against the schema."""
     with explained(debug):
-        from resv.trace_file import check_trace
+        from resv.trace_file import RecordedTrace
 
-        check_trace(file)
-        click.echo(f"{file}: a valid trace")
+        from resv_sim.progress import Progress
+
+        recorded = RecordedTrace(file)
+        with Progress().task("layers", recorded.shape.n_layers) as advance:
+            for layer in range(recorded.shape.n_layers):
+                recorded.layer(layer)
+                advance()
+        click.echo(f"{file}: {recorded.shape.n_layers} layers of {recorded.n_tokens} tokens, every one as it should be")
 
 
 @contextmanager

@@ -45,13 +45,20 @@ class _Layer:
 
 def run(experiment: Experiment, progress: Progress, jobs: int = 2, *, use_cache: bool = True) -> ExperimentResult:
     """Everything the report needs. Raises ValueError (or a subclass) on what the user can mend."""
+    return run_with_points(experiment, progress, jobs, use_cache=use_cache)[0]
+
+
+def run_with_points(
+    experiment: Experiment, progress: Progress, jobs: int = 2, *, use_cache: bool = True
+) -> tuple[ExperimentResult, tuple[Point, ...]]:
+    """As `run`, and the simulated steps behind its rows."""
     memo = Memo(cache_directory() if use_cache else None)
     with progress.task("video", experiment.workload.batch) as advance:
         streams = make_streams(experiment, advance)
     _check_offload_capacity(experiment, streams.traces)
     layers = _layers(experiment, streams.traces, memo, progress, jobs)
     points, notes = _points(experiment, streams.traces, layers, progress)
-    return _result(experiment, streams, layers, points, [*streams.notes, *notes], memo)
+    return _result(experiment, streams, layers, points, [*streams.notes, *notes], memo), tuple(points)
 
 
 # -- layers ----------------------------------------------------------------------------------------------
@@ -100,7 +107,7 @@ def _points(
     points: list[Point] = []
     notes: list[str] = []
     for r in experiment.runs:
-        context = _context(experiment, r.platform, r.policy, revision)
+        context = point_context(experiment, r.platform, r.policy, revision)
         mine: list[Point] = []
         for p, step in enumerate(traces[0].probes):
             try:
@@ -109,7 +116,7 @@ def _points(
                 notes.append(f"{r.label}, {step.kind} at {step.first_token} tokens: no row. {error}")
             progress.finished(f"{r.label}: {step.kind} at {step.first_token} tokens")
         points += stage_means(mine) if experiment.workload.kind == "session" else mine
-    return _with_gains(points, experiment.baseline.label), notes
+    return with_gains(points, experiment.baseline.label), notes
 
 
 def step_work(
@@ -154,10 +161,17 @@ def _point(
     probe: int,
 ) -> Point:
     work, selections = step_work(experiment, traces, layers, platform, policy, probe)
-    config = experiment.platforms[platform]
+    return simulated(experiment, context, work, selections)
+
+
+def simulated(
+    experiment: Experiment, context: PointContext, work: StepWork, selections: Sequence[Selection] = ()
+) -> Point:
+    """One step on the context's platform, timed and priced. Without selections a row has no ratio of its own."""
+    config = experiment.platforms[context.platform]
     _, model = PLATFORMS[config.kind]
     timeline = model(config).simulate(work)
-    bill = price(timeline, experiment.energy[platform], parameters(experiment, platform))
+    bill = price(timeline, experiment.energy[context.platform], parameters(experiment, context.platform))
     return make_point(context, work, selections, timeline, bill)
 
 
@@ -169,7 +183,8 @@ def parameters(experiment: Experiment, platform: str) -> UnitParameters | None:
     return unit_parameters(config, [experiment.policies[r.policy] for r in experiment.runs if r.platform == platform])
 
 
-def _context(experiment: Experiment, platform: str, policy: str, revision: str) -> PointContext:
+def point_context(experiment: Experiment, platform: str, policy: str, revision: str) -> PointContext:
+    """What the rows of one run say about where they came from."""
     config = experiment.platforms[platform]
     table = experiment.energy[platform]
     has_area = isinstance(config, VRexConfig) or bool(table.areas)
@@ -187,7 +202,7 @@ def _context(experiment: Experiment, platform: str, policy: str, revision: str) 
     )
 
 
-def _with_gains(points: Sequence[Point], baseline: str) -> list[Point]:
+def with_gains(points: Sequence[Point], baseline: str) -> list[Point]:
     """Speedup and energy gain over the baseline at the same cache length, stage and batch."""
     reference = {(p.row.kv_len_tokens, p.row.stage, p.row.batch): p.row for p in points if p.row.label == baseline}
     out = []

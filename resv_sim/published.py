@@ -42,7 +42,10 @@ class Where(BaseModel):
 
 
 class Fact(BaseModel):
-    """One published figure: values over the cache lengths, the ends of a range over them, or one value."""
+    """One published figure: values over the cache lengths (or `labels`), the ends of a range, or one value.
+
+    `reason` says why no simulation can give it.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -55,19 +58,32 @@ class Fact(BaseModel):
     baseline: Where | None = None
     value: float | None = None
     values: tuple[float, ...] = ()
+    labels: tuple[str, ...] = ()
     range: tuple[float, float] | None = None
     role: Role
     calibrated_lengths_tokens: tuple[int, ...] = ()
+    reason: str = ""
 
     @model_validator(mode="after")
     def _check(self) -> Fact:
-        if (self.column is None) == (self.statistic is None):
-            raise ValueError("a fact names either a column or a statistic")
+        if [self.column is not None, self.statistic is not None, bool(self.reason)].count(True) != 1:
+            raise ValueError("a fact names either a column or a statistic, or the reason why there is none")
         if self.column is not None and self.column not in ResultRow.__dataclass_fields__:
             raise ValueError(f"no column '{self.column}' in results.csv")
         if [self.value is not None, bool(self.values), self.range is not None].count(True) != 1:
             raise ValueError("a fact has either a value, values or a range")
+        if self.labels and len(self.labels) != len(self.values):
+            raise ValueError(f"{self.item}: {len(self.values)} values and {len(self.labels)} labels")
         return self
+
+
+class Contradiction(BaseModel):
+    """Where the paper disagrees with itself, and the figures that this touches."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    figures: tuple[str, ...] = Field(min_length=1)
+    text: str
 
 
 class PublishedFacts(BaseModel):
@@ -78,13 +94,14 @@ class PublishedFacts(BaseModel):
     paper: str
     model: str
     kv_lengths_tokens: tuple[int, ...]
-    known_contradictions: tuple[str, ...] = ()
+    known_contradictions: tuple[Contradiction, ...] = ()
+    calibration_rows: tuple[str, ...] = ()
     facts: tuple[Fact, ...] = Field(min_length=1)
 
     @model_validator(mode="after")
     def _check(self) -> PublishedFacts:
         for fact in self.facts:
-            if fact.values and len(fact.values) != len(self.kv_lengths_tokens):
+            if fact.values and not fact.labels and len(fact.values) != len(self.kv_lengths_tokens):
                 raise ValueError(f"{fact.item}: {len(self.kv_lengths_tokens)} values are needed, one per length")
         return self
 
@@ -108,14 +125,40 @@ def compare(
         return []
     result: list[PublishedComparison] = []
     for fact in published.facts:
-        if fact.baseline and not _is_baseline(fact.baseline, baseline):
-            continue
-        matching = [row for row in same_model if fact.where.holds_for(row)]
-        if fact.statistic is None:
-            result += _over_rows(fact, published.kv_lengths_tokens, matching)
-        elif matching:
-            result += _one(fact, fact.item, _number((statistics or {}).get(fact.statistic)))
+        result += compare_fact(fact, published.kv_lengths_tokens, same_model, baseline, statistics)
     return result
+
+
+def compare_fact(
+    fact: Fact,
+    lengths: Sequence[int],
+    rows: Sequence[ResultRow],
+    baseline: tuple[str, str],
+    statistics: Mapping[str, object] | None = None,
+) -> list[PublishedComparison]:
+    """One published figure beside rows of the published model; empty where they have no counterpart of it.
+
+    A statistic is a number; for a range, a mapping whose smallest and largest value are compared; for values, a
+    mapping from cache length or label.
+    """
+    if fact.baseline and not _is_baseline(fact.baseline, baseline):
+        return []
+    matching = [row for row in rows if fact.where.holds_for(row)]
+    if fact.column is not None:
+        return list(_over_rows(fact, lengths, matching))
+    if not matching and fact.where != Where():
+        return []
+    return list(_of_statistic(fact, lengths, (statistics or {}).get(fact.statistic or "")))
+
+
+def items_of(fact: Fact, lengths: Sequence[int]) -> list[tuple[str, float]]:
+    """Every single number of a fact: what it is and what was published."""
+    if fact.values:
+        names = fact.labels or [_at(length) for length in lengths]
+        return [(f"{fact.item} {name}", value) for name, value in zip(names, fact.values, strict=True)]
+    if fact.range is not None:
+        return [(f"{fact.item}, lowest", fact.range[0]), (f"{fact.item}, highest", fact.range[1])]
+    return [(fact.item, fact.value)] if fact.value is not None else []
 
 
 def _over_rows(fact: Fact, lengths: Sequence[int], rows: Sequence[ResultRow]) -> Iterator[PublishedComparison]:
@@ -129,11 +172,32 @@ def _over_rows(fact: Fact, lengths: Sequence[int], rows: Sequence[ResultRow]) ->
         if fact.values:
             yield from _per_length(fact, note, lengths, ours)
         elif fact.range is not None and {lengths[0], lengths[-1]} <= ours.keys():
-            low, high = fact.range
-            yield _comparison(fact, f"{fact.item}, lowest{note}", min(ours.values()), low)
-            yield _comparison(fact, f"{fact.item}, highest{note}", max(ours.values()), high)
+            yield from _both_ends(fact, note, ours)
         elif fact.value is not None and ours:
             yield from _one(fact, fact.item + note, sum(ours.values()) / len(ours))
+
+
+def _of_statistic(fact: Fact, lengths: Sequence[int], ours: object) -> Iterator[PublishedComparison]:
+    if not isinstance(ours, Mapping):
+        yield from _one(fact, fact.item, _number(ours))
+    elif fact.range is not None:
+        yield from _both_ends(fact, "", ours)
+    elif fact.labels:
+        for label, (item, published) in zip(fact.labels, items_of(fact, lengths), strict=True):
+            if label in ours:
+                yield _comparison(fact, item, ours[label], published)
+    else:
+        yield from _per_length(fact, "", lengths, ours)
+
+
+def _both_ends(fact: Fact, note: str, ours: Mapping[int, float]) -> Iterator[PublishedComparison]:
+    assert fact.range is not None
+    yield _comparison(fact, f"{fact.item}, lowest{note}", min(ours.values()), fact.range[0])
+    yield _comparison(fact, f"{fact.item}, highest{note}", max(ours.values()), fact.range[1])
+
+
+def _at(length: int) -> str:
+    return f"at {length // 1000}K"
 
 
 def _per_length(
@@ -141,7 +205,7 @@ def _per_length(
 ) -> Iterator[PublishedComparison]:
     for length, published in zip(lengths, fact.values, strict=True):
         if length in ours:
-            item = f"{fact.item} at {length // 1000}K{note}"
+            item = f"{fact.item} {_at(length)}{note}"
             role: Role = "calibration" if length in fact.calibrated_lengths_tokens else fact.role
             compared = _comparison(fact, item, ours[length], published)
             yield replace(compared, role=role, kv_len_tokens=length)

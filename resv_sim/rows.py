@@ -46,6 +46,7 @@ class Point:
     energy_j: dict[str, float]
     timeline: Timeline
     bill: Bill
+    work: StepWork
 
 
 def make_point(
@@ -55,7 +56,7 @@ def make_point(
     timeline: Timeline,
     bill: Bill,
 ) -> Point:
-    """The row of one step; `selections` are the batch's streams."""
+    """The row of one step; `selections` are the batch's streams, none where the work comes from statistics."""
     latency_s = timeline.end_ps * 1e-12
     exposed = {name: ps * 1e-12 for name, ps in exposed_ps(timeline).items()}
     actions = timeline.actions
@@ -83,7 +84,7 @@ def make_point(
         exposed_fetch_s=exposed.get("fetch", 0.0),
         n_new_tokens=work.n_new,
         bound_s=dram_bytes / context.memory_bytes_per_s,
-        trace_kind="trace",
+        trace_kind="trace" if selections else "statistics",
         seed=context.seed,
         config_hash=context.config_hash,
         git_revision=context.git_revision,
@@ -93,7 +94,7 @@ def make_point(
         **_dre_columns([layer.prediction.dre for layer in work.layers if layer.prediction is not None]),
         **_energy_columns(bill),
     )
-    return Point(row, exposed, bill.by_component(), timeline, bill)
+    return Point(row, exposed, bill.by_component(), timeline, bill, work)
 
 
 def retrieval_ratios(selections: Sequence[Selection]) -> NDArray[np.float64]:

@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from resv.trace import ModelShape, Step
 from resv_sim import library
 from resv_sim.cli import main
 from resv_sim.progress import Progress
+from resv_sim.validation import load
 from tests.sample_results import sample_result
 
 Run = Callable[..., Any]
@@ -128,6 +130,58 @@ def test_list_alone_lists_all_families() -> None:
         "models:", "policies:", "platforms:", "configs:",
     ]  # fmt: skip
     assert "vrex8" in text
+
+
+class FakeTrace:
+    """A recorded trace whose second layer may be broken."""
+
+    broken = False
+    n_tokens = 30
+    steps = (Step("frame", 0, 10),) * 3
+    probes = (Step("frame", 20, 10),)
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise ValueError(f"{path}: no such trace file")
+        self.shape = load("tiny", "models", ModelShape)
+
+    def layer(self, layer: int) -> None:
+        if self.broken and layer == 1:
+            raise ValueError("layer 1: values are not finite")
+
+    def describe(self) -> dict[str, object]:
+        return {"recorder": "test"}
+
+    def fingerprint(self) -> str:
+        return "f00d"
+
+
+@pytest.fixture
+def trace_file(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    fake = types.ModuleType("resv.trace_file")
+    fake.RecordedTrace = FakeTrace  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "resv.trace_file", fake)
+    (tmp_path / "t.safetensors").touch()
+    return tmp_path / "t.safetensors"
+
+
+def test_trace_info_shows_what_a_file_holds(trace_file: Path) -> None:
+    text = resv_sim("trace", "info", str(trace_file)).stdout
+    assert "tokens: 30 in 3 steps" in text
+    assert "probes: frame at 20" in text
+    assert "fingerprint: f00d" in text
+    assert "recorder: test" in text
+
+
+def test_trace_check_reads_every_layer(trace_file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert resv_sim("trace", "check", str(trace_file)).exit_code == 0
+    monkeypatch.setattr(FakeTrace, "broken", True)
+    assert "layer 1: values are not finite" in refused("trace", "check", str(trace_file))
+
+
+@pytest.mark.parametrize("command", ["info", "check"])
+def test_a_trace_that_is_not_there_is_refused(trace_file: Path, command: str) -> None:
+    assert "no such trace file" in refused("trace", command, "missing.safetensors")
 
 
 # -- what is refused -------------------------------------------------------------------------------------

@@ -80,7 +80,13 @@ def test_the_window_holds_the_middle_layers() -> None:
     start, end, layers = window(sample_timeline("p"), 2)
     assert layers == [1, 2]
     assert start == 2_500_000_000
-    assert end == 2 * 2_500_000_000 + 2_400_000_000
+    assert end == 3 * 2_500_000_000
+
+
+def test_the_window_follows_the_engine_and_not_the_host_that_runs_ahead() -> None:
+    spans = [Span("host", layer, layer + 1, "linear", layer) for layer in range(4)]
+    spans += [Span("gpu", 100 * layer, 100 * layer + 50, "linear", layer) for layer in range(4)]
+    assert window(Timeline("p", tuple(spans), {}, 350), 2) == (100, 250, [1, 2])
 
 
 def test_the_window_of_a_step_without_layers_is_all_of_it() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from resv.synthetic.config import GeneratorConfig
-from resv.synthetic.latents import frame_latents, text_latents, with_sink
+from resv.synthetic.latents import frame_latents, text_latents
 from resv.synthetic.stream import SyntheticTrace
 from resv.trace import ModelShape
 from resv.video import VideoConfig, stream_features
@@ -39,7 +39,7 @@ def build_trace(
         probes=plan.probes,
         generator=generator,
         seed=seed,
-        latents=with_sink(np.concatenate([latents, text]), n_features),
+        latents=np.concatenate([latents, text]),
         probe_latents={
             i: text_latents(probe.n_tokens, n_features, seed, batch_index + 1000 * (i + 1)) for i, probe in apart.items()
         },

@@ -27,7 +27,7 @@ class KeyConfig(BaseModel):
         default=0.02, ge=0, le=1, description="share of content and noise energy spread evenly over all pairs"
     )
     bias_share: float = Field(default=0.1, ge=0.001, lt=1, description="share of a key's energy in the bias")
-    noise_share: float = Field(default=0.03, ge=0, lt=1, description="share of a key's energy in the noise")
+    noise_share: float = Field(default=0.05, ge=0, lt=1, description="share of a key's energy in the noise")
     smoothing_s: float = Field(
         default=0.3, ge=0, description="time over which a token's content averages earlier frames"
     )
@@ -52,12 +52,12 @@ class SharpnessConfig(BaseModel):
 
     model_config = _FROZEN
 
-    frame: float = Field(default=0.7, ge=0, le=20)
+    frame: float = Field(default=0.5, ge=0, le=20)
     question: float = Field(default=1.5, ge=0, le=20)
     decode: float = Field(default=4.0, ge=0, le=20)
-    row_diversity: float = Field(default=0.05, ge=0, le=1)
-    depth_gain: float = Field(default=2.0, ge=0, le=100, description="the last layer is 1 + gain times as sharp")
-    depth_power: float = Field(default=4.0, gt=0, le=20, description="how late in depth the gain sets in")
+    row_diversity: float = Field(default=0.07, ge=0, le=1)
+    depth_gain: float = Field(default=8.0, ge=0, le=100, description="the last layer is 1 + gain times as sharp")
+    depth_power: float = Field(default=8.0, gt=0, le=20, description="how late in depth the gain sets in")
     layer_jitter: float = Field(default=0.2, ge=0, le=3, description="log-normal spread over layers")
     head_jitter: float = Field(default=0.3, ge=0, le=3, description="log-normal spread over query heads")
 
@@ -70,10 +70,10 @@ class RecencyConfig(BaseModel):
 
     model_config = _FROZEN
 
-    exponent: float = Field(default=1.1, ge=0, le=10)
-    text_exponent: float = Field(default=1.1, ge=0, le=10, description="likewise for question and decode queries")
-    head_jitter: float = Field(default=0.4, ge=0, le=3, description="log-normal spread over KV heads")
-    shortest_tokens: float = Field(default=25_000.0, gt=1)
+    exponent: float = Field(default=1.0, ge=0, le=10)
+    text_exponent: float = Field(default=1.0, ge=0, le=10, description="likewise for question and decode queries")
+    head_jitter: float = Field(default=0.2, ge=0, le=3, description="log-normal spread over KV heads")
+    shortest_tokens: float = Field(default=40_000.0, gt=1)
     longest_tokens: float = Field(default=300_000.0, gt=1)
 
     @model_validator(mode="after")
@@ -85,18 +85,6 @@ class RecencyConfig(BaseModel):
         return self
 
 
-class SinkConfig(BaseModel):
-    """Attention to the stream's first token, whatever it shows (attention sink: Xiao et al. 2024, StreamingLLM).
-
-    Early layers have none; from `onset_depth` on its logit is `nats` above that of an average token.
-    """
-
-    model_config = _FROZEN
-
-    nats: float = Field(default=14.0, ge=0, le=40)
-    onset_depth: float = Field(default=0.87, ge=0, le=1, description="0 is the first layer, 1 the last")
-
-
 class GeneratorConfig(BaseModel):
     """How a synthetic model turns features into keys, queries and values."""
 
@@ -105,7 +93,6 @@ class GeneratorConfig(BaseModel):
     key: KeyConfig = KeyConfig()
     sharpness: SharpnessConfig = SharpnessConfig()
     recency: RecencyConfig = RecencyConfig()
-    sink: SinkConfig = SinkConfig()
     text_affinity: float = Field(
         default=6.0,
         ge=0,

@@ -15,9 +15,9 @@ Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
 # Dimensions of a latent behind the features of a frame, which are 0 in them.
-SINK, TEXT = 0, 1  # the attention sink's, and what all text tokens share
+TEXT = 0  # what all text tokens share
 _WORD_FEATURES = 12  # assumed: as many as a frame's features
-EXTRA = 2 + _WORD_FEATURES
+EXTRA = 1 + _WORD_FEATURES
 TEXT_SHARE = 0.3  # assumed: share of a text latent's energy that all text has in common
 
 
@@ -54,14 +54,6 @@ def text_latents(n_tokens: int, n_features: int, seed: int, stream: int) -> Floa
     latents[:, n_features + TEXT] = math.sqrt(TEXT_SHARE)
     latents[:, n_features + EXTRA - _WORD_FEATURES :] = math.sqrt(1 - TEXT_SHARE) * _unit(words)
     return latents.astype(np.float32)
-
-
-def with_sink(latents: Float32, n_features: int) -> Float32:
-    """The same latents with the stream's first token made the attention sink, unlike every other token."""
-    latents = latents.copy()
-    latents[:1] = 0.0
-    latents[:1, n_features + SINK] = 1.0
-    return latents
 
 
 def step_mean(latents: Float32) -> Float32:

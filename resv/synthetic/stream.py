@@ -203,7 +203,7 @@ class SyntheticTrace:
         recency = self.generator.recency
         exponent = recency.exponent if probe.kind == "frame" else recency.text_exponent
         sharpness = np.repeat(getattr(self.generator.sharpness, probe.kind) * weights.sharpness, dim)
-        bias = weights.query_bias * np.repeat(exponent * weights.recency, dim) + weights.sink_query
+        bias = weights.query_bias * np.repeat(exponent * weights.recency, dim)
         if probe.kind != "frame":
             bias = bias + self.generator.text_affinity * weights.text_query
         return np.asarray(content * sharpness + bias, dtype=np.float32)
@@ -215,16 +215,17 @@ class SyntheticTrace:
         """
         target, diversity = self.generator.predicted_query_cosine, self.generator.sharpness.row_diversity
         rng = np.random.default_rng([self.seed, 16, self.batch_index, layer, probe])
-        n_rows, heads, dim = len(query), self.shape.n_query_heads, self.shape.head_dim
-        true = query.reshape(n_rows, heads, 2, dim // 2).astype(np.float64)
-        size = np.sqrt((true**2).mean(axis=2, keepdims=True))
-        error = math.sqrt(1 - diversity) * rng.standard_normal((1, *true.shape[1:]))
-        error = size * (error + math.sqrt(diversity) * rng.standard_normal(true.shape))
+        heads, group, dim = self.shape.n_kv_heads, self.shape.group, self.shape.head_dim
+        true = query.reshape(len(query), heads, group, dim).astype(np.float64)
+        error = math.sqrt(1 - diversity) * rng.standard_normal((1, heads, 1, dim))
+        error = error + math.sqrt(diversity) * rng.standard_normal(true.shape)
+        pairs = true.reshape(*true.shape[:3], 2, dim // 2)
+        error *= np.tile(np.sqrt((pairs**2).mean(axis=3)), 2)
 
         def dot(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-            return np.asarray(np.sum(a * b, axis=(2, 3), keepdims=True))
+            return np.asarray(np.sum(a * b, axis=3, keepdims=True))
 
         norm2 = np.maximum(dot(true, true), 1e-30)
         error -= true * (dot(error, true) / norm2)
         error *= np.sqrt(norm2 / np.maximum(dot(error, error), 1e-30))
-        return (target * true + math.sqrt(1 - target**2) * error).reshape(n_rows, -1).astype(np.float32)
+        return (target * true + math.sqrt(1 - target**2) * error).reshape(len(query), -1).astype(np.float32)

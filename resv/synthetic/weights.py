@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resv.synthetic.config import GeneratorConfig
-from resv.synthetic.latents import EXTRA, SINK, TEXT, TEXT_SHARE
+from resv.synthetic.latents import EXTRA, TEXT, TEXT_SHARE
 from resv.trace import ModelShape
 
 Float32 = NDArray[np.float32]
@@ -37,7 +37,6 @@ class LayerWeights:
     own_query: Float32
     query_bias: Float32
     text_query: Float32
-    sink_query: Float32
     gain: float
     sharpness: Float64
     recency: Float64
@@ -61,10 +60,13 @@ def _step(wavelengths: Float64, edge: float) -> Float64:
 
 
 def content_energy(shape: ModelShape, generator: GeneratorConfig) -> Float64:
-    """(D,) share of a head's content energy in each channel; sums to 1."""
+    """(D,) share of a head's content energy in each channel; sums to 1. None in the slowest pair, where text is marked."""
     key = generator.key
     slow = _step(rope_wavelengths(shape), key.content_wavelength_tokens)
-    pairs = (1 - key.even_share) * slow / slow.sum() + key.even_share / len(slow)
+    slow[-1] = 0.0
+    even = np.ones_like(slow)
+    even[-1] = 0.0
+    pairs = (1 - key.even_share) * slow / slow.sum() + key.even_share * even / even.sum()
     return np.tile(pairs / 2, 2)
 
 
@@ -119,12 +121,10 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
         sharp.layer_jitter * rng.standard_normal()
     )
 
-    def finder(dimension: int, share: float) -> Float32:
-        """(H·G·D,) query whose logit with keys that have `share` of their content in a latent dimension is 1."""
-        along = key_projection[n_features + dimension].reshape(heads, dim).astype(np.float64)
-        along *= math.sqrt(dim / share) / np.sum(along**2, axis=1, keepdims=True)
-        return np.repeat(along, group, axis=0).astype(np.float32).reshape(-1)
-
+    text_key = key_projection.reshape(-1, heads, dim)[n_features + TEXT]
+    text_key[:] = 0.0
+    text_key[:, -1] = math.sqrt(dim * content_share)
+    to_text = text_key / (content_share * math.sqrt(dim * TEXT_SHARE))
     ones = np.ones(dim)
     return LayerWeights(
         key_projection=key_projection,
@@ -135,8 +135,7 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
         shared_query=projection(heads, query_scale),
         own_query=projection(heads * group, query_scale),
         query_bias=query_bias,
-        text_query=finder(TEXT, TEXT_SHARE),
-        sink_query=finder(SINK, 1.0) * (generator.sink.nats if depth >= generator.sink.onset_depth else 0.0),
+        text_query=np.repeat(to_text, group, axis=0).reshape(-1),
         gain=layer_gain,
         sharpness=np.exp(sharp.head_jitter * rng.standard_normal(heads * group)),
         recency=np.repeat(np.exp(recency.head_jitter * rng.standard_normal(heads)), group),

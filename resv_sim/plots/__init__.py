@@ -48,15 +48,19 @@ def _drawings(result: ExperimentResult, experiment: Experiment) -> Iterator[Draw
 
 
 def _over_length(result: ExperimentResult, baseline: str) -> Iterator[Drawing]:
-    from resv_sim.plots.curves import gains, latency
+    from resv_sim.plots.curves import bars, latency
 
     rows = result.rows
-    caption = "Latency of one step over the cache length; open circles are the paper's figures."
-    yield FigureFile("latency", "Latency", caption), partial(latency, rows, result.published)
+    if len({(row.stage, row.kv_len_tokens) for row in rows}) == len({row.stage for row in rows}):
+        file = FigureFile("latency", "Latency", "Latency of one step of each stage.")
+        yield file, partial(bars, rows, "latency_s", "latency (s)")
+    else:
+        caption = "Latency of one step over the cache length; open circles are the paper's figures."
+        yield FigureFile("latency", "Latency", caption), partial(latency, rows, result.published)
     for column, title in (("speedup", "Speedup"), ("energy_gain", "Energy gain")):
         if any(getattr(row, column) is not None and row.label != baseline for row in rows):
             file = FigureFile(column, title, f"{title} over {baseline}, by cache length and stage.")
-            yield file, partial(gains, rows, column, f"{title.lower()} (x)", baseline)
+            yield file, partial(bars, rows, column, f"{title.lower()} (x)", baseline)
 
 
 def _of_parts(result: ExperimentResult) -> Iterator[Drawing]:
@@ -72,9 +76,9 @@ def _of_parts(result: ExperimentResult) -> Iterator[Drawing]:
         file = FigureFile(f"area_power_{platform}", f"Area and power, {platform}", caption)
         yield file, partial(parts.area_and_power, areas, result.dre_power)
     if result.ratios:
-        longest = max(key.kv_len_tokens for key in result.ratios)
-        shown = {key: values for key, values in result.ratios.items() if key.kv_len_tokens == longest}
-        caption = "Share of the candidate tokens that is retrieved, at the longest cache."
+        longest = {(key.policy, key.stage): key for key in sorted(result.ratios, key=lambda k: k.kv_len_tokens)}
+        shown = {key: values for key, values in result.ratios.items() if key in longest.values()}
+        caption = "Share of the candidate tokens that is retrieved, at the longest cache of each stage."
         file = FigureFile("retrieval_ratio", "Retrieval ratio by layer and head", caption)
         yield file, partial(parts.retrieval_ratios, shown)
 

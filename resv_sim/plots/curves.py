@@ -13,7 +13,7 @@ STAGES = ("frame", "question", "decode")
 
 def latency(rows: Sequence[ResultRow], published: Sequence[PublishedComparison]) -> Any:
     """Latency over cache length on logarithmic axes, a panel per stage; open marks are published."""
-    stages, lengths = _stages(rows), _lengths(rows)
+    stages = _stages(rows)
     labels = list(dict.fromkeys(row.label for row in rows))
     colour = colours(labels)
     figure = canvas(4.6 * len(stages), 4.0)
@@ -30,7 +30,7 @@ def latency(rows: Sequence[ResultRow], published: Sequence[PublishedComparison])
         if marks:
             style = {"linestyle": "none", "marker": "o", "markersize": 10, "markerfacecolor": "none"}
             axis.plot(*zip(*marks, strict=True), color=GREY, label="V-Rex, published", **style)
-        _log_length_axis(axis, lengths)
+        _log_length_axis(axis, _lengths([row for row in rows if row.stage == stage]))
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.yaxis.set_minor_formatter(_two_and_five)
@@ -41,24 +41,30 @@ def latency(rows: Sequence[ResultRow], published: Sequence[PublishedComparison])
     return figure
 
 
-def gains(rows: Sequence[ResultRow], column: str, label_y: str, baseline: str) -> Any:
-    """Bars of a gain over the baseline, grouped by cache length, one panel per stage. The baseline is 1."""
+def bars(rows: Sequence[ResultRow], column: str, label_y: str, baseline: str | None = None) -> Any:
+    """Bars of a column, grouped by cache length, one panel per stage.
+
+    With a baseline, the column is a gain over it: its own bars, all 1, become a line.
+    """
     stages = _stages(rows)
-    labels = [label for label in dict.fromkeys(row.label for row in rows) if label != baseline]
-    colour = colours([baseline, *labels])
+    labels = list(dict.fromkeys(row.label for row in rows))
+    colour = colours(labels)
+    drawn = [label for label in labels if label != baseline]
     figure = canvas(max(4.6, 1.1 * len(_lengths(rows))) * len(stages), 3.8)
     axes = figure.subplots(1, len(stages), squeeze=False)[0]
     for axis, stage in zip(axes, stages, strict=True):
         here = [row for row in rows if row.stage == stage]
         lengths = _lengths(here)
-        width = 0.8 / max(1, len(labels))
-        for i, label in enumerate(labels):
-            values = {r.kv_len_tokens: getattr(r, column) for r in here if r.label == label}
+        width = 0.8 / max(1, len(drawn))
+        for i, label in enumerate(drawn):
+            values = {row.kv_len_tokens: getattr(row, column) for row in here if row.label == label}
             at = [n for n, length in enumerate(lengths) if values.get(length) is not None]
-            x = [n + (i - (len(labels) - 1) / 2) * width for n in at]
-            bars = axis.bar(x, [values[lengths[n]] for n in at], width * 0.92, color=colour[label], label=label)
-            axis.bar_label(bars, fmt="%.3g", fontsize=8, padding=1)
-        axis.axhline(1.0, color=GREY, linewidth=1.0, linestyle="--", label=f"{baseline} = 1")
+            x = [n + (i - (len(drawn) - 1) / 2) * width for n in at]
+            heights = [values[lengths[n]] for n in at]
+            patches = axis.bar(x, heights, width * 0.92, color=colour[label], label=label)
+            axis.bar_label(patches, fmt="%.3g", fontsize=8, padding=1)
+        if baseline is not None:
+            axis.axhline(1.0, color=GREY, linewidth=1.0, linestyle="--", label=f"{baseline} = 1")
         axis.set_xticks(range(len(lengths)), [length_name(length) for length in lengths])
         axis.set_xlabel("cache length (tokens)")
         axis.set_ylabel(label_y)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from dre_sim.breakdown import COMPUTE
 from dre_sim.timeline import Span, Timeline
 from resv_sim.chrome_trace import lanes
 from resv_sim.plots.style import canvas, kind_colours, legend_below
@@ -54,9 +55,10 @@ def window(timeline: Timeline, n_layers: int) -> tuple[int, int, list[int]]:
 
 
 def _compute_spans(timeline: Timeline) -> list[Span]:
-    """Spans of a layer's own work on the resource that is busy longest with linear layers."""
-    linear = [span for span in timeline.spans if span.what == "linear" and span.layer >= 0]
-    return linear or [span for span in timeline.spans if span.layer >= 0] or list(timeline.spans)
+    """The layers' own work on the compute engine; where there is none, whatever there is."""
+    layers = [span for span in timeline.spans if span.layer >= 0]
+    own = [span for span in layers if span.what in ("linear", "attention") and span.resource in COMPUTE]
+    return own or layers or list(timeline.spans)
 
 
 def _place(resource: str) -> tuple[int, str]:

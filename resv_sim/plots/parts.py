@@ -72,26 +72,22 @@ def area_and_power(area_mm2: Mapping[str, float], power_w: Mapping[str, float]) 
 
 
 def retrieval_ratios(ratios: Mapping[RatioKey, NDArray[np.float64]]) -> Any:
-    """Heat maps, layer by KV head, one panel per step, all on one colour scale."""
-    figure = canvas(3.2 * len(ratios) + 1.0, 5.2)
+    """Heat maps, layer by KV head, one panel per step, each on its own colour scale from 0."""
+    figure = canvas(3.9 * len(ratios), 5.2)
     axes = figure.subplots(1, len(ratios), squeeze=False)[0]
-    top = max(float(np.max(values)) for values in ratios.values())
     for axis, (key, values) in zip(axes, ratios.items(), strict=True):
         layers, heads = values.shape
-        image = axis.imshow(100 * values, aspect="auto", origin="lower", cmap="viridis", vmin=0, vmax=100 * top)
+        image = axis.imshow(100 * values, aspect="auto", origin="lower", cmap="viridis", vmin=0)
+        figure.colorbar(image, ax=axis, label="retrieval ratio (%)")
         axis.set_xticks(range(0, heads, max(1, heads // 8)))
         axis.set_yticks(range(0, layers, max(1, layers // 8)))
         axis.set_xlabel("KV head")
-        axis.set_title(
-            f"{key.policy}, {key.stage} stage\n"
-            f"{length_name(key.kv_len_tokens)} tokens, mean {100 * np.mean(values):.1f} %",
-            fontsize=10,
-        )
+        axis.set_ylabel("layer")
+        length, mean = length_name(key.kv_len_tokens), 100 * np.mean(values)
+        axis.set_title(f"{key.policy}, {key.stage} stage\n{length} tokens, mean {mean:.1f} %", fontsize=10)
         for spine in axis.spines.values():
             spine.set_visible(True)
             spine.set_color(GREY)
-    axes[0].set_ylabel("layer")
-    figure.colorbar(image, ax=axes, label="retrieval ratio (%)")
     return figure
 
 
