@@ -115,6 +115,10 @@ def fidelity(
     return Fidelity(mass, overlap, error)
 
 
+# Below this share of the full mass a row's kept weights are few float32 digits or none.
+THIN_MASS = np.float32(1e-20)
+
+
 def _head_fidelity(
     query: NDArray[np.float32],
     attended: NDArray[np.bool_],
@@ -143,5 +147,12 @@ def _head_fidelity(
         return mass, overlap, math.nan
     recent = own @ step_values
     full = (weights @ values + recent) / mass_all
-    light = full if kept is weights else (kept @ values[chosen] + recent) / mass_kept
+    light = full if kept is weights else (kept @ values[chosen] + recent) / np.maximum(mass_kept, THIN_MASS)
+    thin = np.flatnonzero(mass_kept[:, 0] < THIN_MASS)
+    if thin.size:
+        # A row that kept next to nothing has lost its digits against the full maximum: take its own.
+        own_logits = _step_logits(query, step_keys).reshape(-1, step_keys.shape[0])[thin]
+        logits = np.concatenate([query.reshape(-1, dim)[thin] @ keys[chosen].T, own_logits], axis=1)
+        rest = np.exp(logits - logits.max(axis=1, keepdims=True))
+        light[thin] = rest @ np.concatenate([values[chosen], step_values]) / rest.sum(axis=1, keepdims=True)
     return mass, overlap, float(np.linalg.norm(light - full) / np.linalg.norm(full))

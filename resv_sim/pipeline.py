@@ -258,7 +258,7 @@ def _result(
         dre_power=_core_power(experiment),
         trace_statistics=statistics,
         assumptions=tuple(reporting.assumptions(experiment)),
-        notes=tuple(notes),
+        notes=(*notes, *reporting.resident_notes(experiment, points)),
         sensitivity=tuple(reporting.sensitivity_rows(experiment, points, parameters)),
         published=tuple(compare(rows, (baseline.platform, baseline.policy), statistics)),
     )

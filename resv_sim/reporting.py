@@ -64,6 +64,17 @@ def assumptions(experiment: Experiment) -> Iterator[str]:
         )
 
 
+def resident_notes(experiment: Experiment, points: Sequence[Point]) -> Iterator[str]:
+    """Says where a policy had nothing to choose from, which otherwise is an empty cell."""
+    for label in dict.fromkeys(p.row.policy for p in points if p.row.retrieval_ratio is None):
+        lengths = {p.row.kv_len_tokens for p in points if p.row.policy == label and p.row.retrieval_ratio is None}
+        yield (
+            f"Policy {label} retrieves nothing at {', '.join(map(str, sorted(lengths)))} tokens: the whole cache is on "
+            f"the device ({experiment.policies[label].recent_bytes} bytes) and exempt. Lower "
+            f"policies.{label}.recent_bytes, or run coin_session.yaml, where every cached token competes, for ratios."
+        )
+
+
 def sensitivity_rows(
     experiment: Experiment, points: Sequence[Point], parameters: Parameters
 ) -> Iterator[SensitivityRow]:

@@ -115,3 +115,20 @@ def test_heads_must_divide():
     queries, keys, values, step_keys, step_values, attended = random_step(8)
     with pytest.raises(ValueError, match="5 query heads cannot be shared evenly by 2 KV heads"):
         light_attention(queries[:5], keys, values, attended, step_keys, step_values)
+
+
+def test_output_error_is_right_for_rows_that_kept_next_to_nothing() -> None:
+    rng = np.random.default_rng(5)
+    dim, cached = 16, 12
+    queries = rng.standard_normal((1, 2, dim), dtype=np.float32)
+    keys = rng.standard_normal((1, cached, dim), dtype=np.float32)
+    keys[0, 3] = 400 * queries[0, 0]  # one key that outweighs all others by far more than float32 holds
+    values = rng.standard_normal((1, cached, dim), dtype=np.float32)
+    step_keys, step_values = (rng.standard_normal((1, 2, dim), dtype=np.float32) for _ in range(2))
+    attended = np.ones((1, cached), bool)
+    attended[0, 3] = False
+    got = fidelity(queries, keys, values, step_keys, step_values, attended)
+    full = full_attention(*(a.astype(np.float64) for a in (queries, keys, values, step_keys, step_values)))
+    light = light_attention(queries, keys, values, attended, step_keys, step_values)
+    want = np.linalg.norm(light - full) / np.linalg.norm(full)
+    assert got.output_rel_error[0] == pytest.approx(want, rel=1e-4)

@@ -143,3 +143,9 @@ def test_algorithm_fields_change_the_selection(result: ExperimentResult) -> None
     got = run(["policies.resv.wicsum.ratio=0.6"])
     pairs = [(a, b) for a, b in zip(result.rows, got.rows, strict=True) if a.label == "vrex8+resv"]
     assert all((b.retrieval_ratio or 0) > (a.retrieval_ratio or 0) for a, b in pairs)
+
+
+def test_where_everything_is_on_the_device_a_note_says_why_nothing_is_retrieved() -> None:
+    got = run(["policies.resv.recent_bytes=100000000", "policies.resv.recent=exempt"])
+    assert all(r.retrieval_ratio is None for r in got.rows if r.policy == "resv")
+    assert any("retrieves nothing at 200, 600 tokens" in note for note in got.notes)
