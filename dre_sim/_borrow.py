@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from numba import config
-from numba.core import cgutils, types
+import numba
+from numba.core import types
 from numba.extending import intrinsic
 
 
@@ -18,8 +18,8 @@ def _borrow(typing_context: Any, array: types.Array) -> Any:
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         view = context.make_array(signature.args[0])(context, builder, args[0])
-        view.meminfo = cgutils.get_null_value(view.meminfo.type)
-        view.parent = cgutils.get_null_value(view.parent.type)
+        view.meminfo = view.meminfo.type(None)
+        view.parent = view.parent.type(None)
         return view._getvalue()
 
     return array(array), generate
@@ -29,4 +29,4 @@ def _same(array: Any) -> Any:
     return array
 
 
-borrow: Any = _same if config.DISABLE_JIT else intrinsic(_borrow)
+borrow: Any = _same if getattr(numba.config, "DISABLE_JIT", False) else intrinsic(_borrow)

@@ -12,7 +12,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from dre_sim._borrow import borrow
-from dre_sim._dram_kernel import BANK_SIZE, BANKS, TXN_COLS, X_ARRIVAL, X_BANK, X_ROW, X_UNIT_END, X_WRITE
+from dre_sim._dram_state import BANK_SIZE, BANKS, TXN_COLS, X_ARRIVAL, X_BANK, X_ROW, X_UNIT_END, X_WRITE
 
 Int64 = NDArray[np.int64]
 

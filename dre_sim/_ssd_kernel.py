@@ -104,7 +104,7 @@ def _queue_pages(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -
     stripe, channel = page // d.n_channels, page % d.n_channels
     row, die = stripe // d.dies, stripe % d.dies
     level, plane = row // d.planes, row % d.planes
-    for page in range(page, page - req[r, PLACED] + n_pages):
+    for _ in range(req[r, PLACED], n_pages):
         if req[r, WRITES] and m[DIRTY] >= d.buffer_bytes:
             return False
         i, k = m[N_OPS], d.all_dies + (channel * d.dies + die) * DIE_SIZE
@@ -125,6 +125,7 @@ def _queue_pages(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -
             die, plane = 0, plane + 1
         if plane == d.planes:
             plane, level = 0, level + 1
+        page += 1
     return True
 
 

@@ -96,8 +96,7 @@ def layer_vector_elements(shape: ModelShape, rows: int) -> int:
 def attention_work(shape: ModelShape, rows: int, cached_tokens: Int64, chunk_bytes: int = 0) -> AttentionWork:
     """Attention of one layer; `cached_tokens` (batch, H) are the attended cached tokens."""
     tokens = int(cached_tokens.sum()) + rows * cached_tokens.size
-    kv_read_bytes = tokens * 2 * shape.head_dim * shape.kv_bits // 8
-    return AttentionWork(rows, shape.group, shape.head_dim, cached_tokens, kv_read_bytes, chunk_bytes)
+    return AttentionWork(rows, shape.group, shape.head_dim, cached_tokens, shape.kv_bytes(tokens), chunk_bytes)
 
 
 def _layer(

@@ -220,7 +220,8 @@ def _device(c: SsdConfig) -> Device:
 def _link_ps(link: LinkConfig, n_bytes: Int64, command_bytes: int) -> Int64:
     """Time on the wire, one direction, of each request's data and of what its command adds."""
     wire = n_bytes - (-n_bytes // link.tlp_payload_bytes) * link.tlp_overhead_bytes + command_bytes
-    return np.ceil(wire * (1e3 / (link.raw_gb_per_s * link.efficiency))).astype(np.int64)
+    time_ps: Int64 = np.ceil(wire * (1e3 / (link.raw_gb_per_s * link.efficiency))).astype(np.int64)
+    return time_ps
 
 
 def _state(c: SsdConfig) -> Int64:

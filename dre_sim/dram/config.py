@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 CommandBus = Literal["single", "split_activate", "row_and_column"]
-Clocks = Field(ge=0, le=100_000)
+Clocks = Field(ge=0, le=2_000)
+RefreshClocks = Field(default=0, ge=0, le=100_000)
 Count = Field(ge=1, le=1 << 20)
 
 
@@ -67,12 +68,12 @@ class DramConfig(BaseModel):
         default=None, ge=0, le=64, description="clocks after data until the data clock must be synchronised again"
     )
     refresh: Literal["all_bank", "per_bank", "none"] = "all_bank"
-    n_refi: int = Clocks
-    n_rfc: int = Clocks
-    n_refi_pb: int = Field(default=0, ge=0, le=100_000)
-    n_rfc_pb: int = Field(default=0, ge=0, le=100_000)
-    n_pbr2pbr: int = Field(default=0, ge=0, le=100_000)
-    n_pbr2act: int = Field(default=0, ge=0, le=100_000)
+    n_refi: int = RefreshClocks
+    n_rfc: int = RefreshClocks
+    n_refi_pb: int = RefreshClocks
+    n_rfc_pb: int = RefreshClocks
+    n_pbr2pbr: int = RefreshClocks
+    n_pbr2act: int = RefreshClocks
     read_queue: int = Field(default=32, ge=1, le=1024)
     write_queue: int = Field(default=32, ge=1, le=1024)
     write_high: float = Field(default=0.8, gt=0, le=1, description="share of the write queue that starts a drain")
@@ -89,6 +90,8 @@ class DramConfig(BaseModel):
             raise ValueError(f"row_bytes is {self.row_bytes}; a row holds at least 64 B")
         if self.transaction_bytes > 64:
             raise ValueError(f"transaction_bytes is {self.transaction_bytes}; at most 64 is modelled")
+        if self.n_banks > 62:
+            raise ValueError(f"{self.n_banks} banks in a channel; at most 62 are modelled")
         if self.write_low >= self.write_high:
             raise ValueError(f"write_low {self.write_low} must be below write_high {self.write_high}")
         if self.refresh == "all_bank" and not 0 < self.n_rfc < self.n_refi:
@@ -97,6 +100,11 @@ class DramConfig(BaseModel):
             raise ValueError(f"per-bank refresh needs n_rfc_pb and n_refi_pb, not {self.n_rfc_pb} and {self.n_refi_pb}")
         if (self.n_aad > 0) != (self.command_bus == "split_activate"):
             raise ValueError(f"n_aad {self.n_aad} belongs to a split_activate command bus, this is {self.command_bus}")
+        if self.n_aad and self.n_aad >= min(self.n_rcd_rd, self.n_rcd_wr):
+            raise ValueError(
+                f"n_aad {self.n_aad} must be below n_rcd_rd {self.n_rcd_rd} and n_rcd_wr {self.n_rcd_wr}: "
+                "a column command follows the whole activate"
+            )
         return self
 
     @property

@@ -1,6 +1,6 @@
 """`simulate`: the time of every request of a list, or of a source that keeps a window or a queue full.
 
-Splits requests into transactions, maps them to channel, bank and row, and hands them to `_dram_kernel.py`.
+Splits requests into transactions, maps them to channel, bank and row, and hands them to `_dram_k.py`.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 from dre_sim.dram.config import DramConfig
 
 if TYPE_CHECKING:
-    from dre_sim._dram_kernel import Timing
     from dre_sim._dram_layout import Geometry
+    from dre_sim._dram_state import Timing
 
 Int64 = NDArray[np.int64]
 
@@ -58,9 +58,7 @@ class DramResult:
         return self.n_bytes * 1e12 / self.span_ps
 
 
-def simulate(
-    config: DramConfig, requests: DramRequests, *, backlog: int = 0, window_bytes: int = 0
-) -> DramResult:
+def simulate(config: DramConfig, requests: DramRequests, *, backlog: int = 0, window_bytes: int = 0) -> DramResult:
     """Time every request.
 
     backlog : instead of `arrival_ps`, add requests in order while fewer than this many transactions wait
@@ -69,7 +67,8 @@ def simulate(
     Raises ValueError on empty or ragged requests, negative addresses, or `backlog` with several channels.
     """
     _check(config, requests, backlog, window_bytes)
-    from dre_sim import _dram_kernel as kernel
+    from dre_sim import _dram_state as k
+    from dre_sim._dram_kernel import run_open, run_window
     from dre_sim._dram_layout import count, fill
 
     geometry, timing = _geometry(config), _timing(config)
@@ -81,10 +80,10 @@ def simulate(
     if window_bytes:
         quantum = config.n_bl + (min(config.n_cl, config.n_cwl) if write.any() else config.n_cl)
         window = max(1, window_bytes // config.transaction_bytes)
-        kernel.run_window(channels, window, quantum, start, owner, table, q, timing)
+        run_window(channels, window, quantum, start, owner, table, q, timing)
     else:
-        kernel.run_open(channels, backlog, table, q, timing)
-    arrived, done = q[place, kernel.X_ARRIVAL] * config.tck_ps, q[place, kernel.X_DONE] * config.tck_ps
+        run_open(channels, backlog, table, q, timing)
+    arrived, done = q[place, k.X_ARRIVAL] * config.tck_ps, q[place, k.X_DONE] * config.tck_ps
     return DramResult(
         arrival_ps=arrived[start[:-1]],
         completion_ps=np.maximum.reduceat(done, start[:-1]),
@@ -92,8 +91,8 @@ def simulate(
         transaction_done_ps=done,
         transaction_write=np.repeat(requests.is_write, np.diff(start)),
         n_bytes=int(requests.n_bytes.sum()),
-        row_hits=int(table[channels + kernel.HITS].sum()),
-        activates=int(table[channels + kernel.ACTS].sum()),
+        row_hits=int(table[channels + k.HITS].sum()),
+        activates=int(table[channels + k.ACTS].sum()),
         busy_ps=done.size * config.n_bl * config.tck_ps,
     )
 
@@ -130,7 +129,7 @@ def _geometry(c: DramConfig) -> Geometry:
 
 def _timing(c: DramConfig) -> Timing:
     """The kernel's clocks: constraints between commands, from the device's timings."""
-    from dre_sim._dram_kernel import BANK_SIZE, Timing
+    from dre_sim._dram_state import BANK_SIZE, Timing
 
     per_bank = c.refresh == "per_bank"
     return Timing(
@@ -179,7 +178,7 @@ def _refresh_interval(c: DramConfig) -> int:
 
 def _state(c: DramConfig, per_channel: Int64) -> tuple[Int64, Int64]:
     """The kernel's table with idle banks and empty queues, and where its channel records begin."""
-    from dre_sim import _dram_kernel as k
+    from dre_sim import _dram_state as k
 
     n_ranks = c.n_channels * c.n_pseudo_channels
     n_slots = c.read_queue + c.write_queue
