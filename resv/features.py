@@ -113,9 +113,7 @@ def frame_features(frames: Iterable[UInt8], tokens_per_frame: int) -> Float32:
     for frame in frames:
         size = frame.shape[0]
         if frame.shape != (size, size, 3) or size % PATCH_PX:
-            raise ValueError(
-                f"a frame of shape {frame.shape}: need (n, n, 3) with n a multiple of {PATCH_PX}"
-            )
+            raise ValueError(f"a frame of shape {frame.shape}: need (n, n, 3) with n a multiple of {PATCH_PX}")
         side = size // PATCH_PX
         if weights.shape[1] != side * side:
             weights = pooling_weights(tokens_per_frame, side)

@@ -20,6 +20,7 @@ UInt8 = NDArray[np.uint8]
 
 _TEXTURE_PX = 256  # period of a texture; assumed: wide enough that a pan does not repeat within a frame
 _CHROMA_CONTRAST = 0.35  # assumed: natural images vary less in chroma than in luma
+_TEXTURE_KEY, _CUT_KEY, _SCENE_KEY, _NOISE_KEY = 1, 2, 3, 4  # tell the draws of one seed apart
 _LUMA_CONTRAST = 0.22  # assumed: rms contrast of photographs is about 0.2 of full scale
 
 
@@ -100,7 +101,7 @@ def _expose(canvas: Float32, gain: float, noise: Float32, out: UInt8) -> None:
 @lru_cache(maxsize=16)
 def _texture(seed: int, place: int, exponent: float) -> Float32:
     """A periodic colour texture (side, side, 3) around 0.5 whose amplitude spectrum falls as 1/f^exponent."""
-    rng = np.random.default_rng([seed, 1, place])
+    rng = np.random.default_rng([seed, _TEXTURE_KEY, place])
     fy = np.fft.fftfreq(_TEXTURE_PX)[:, None]
     fx = np.fft.rfftfreq(_TEXTURE_PX)[None, :]
     frequency = np.maximum(np.hypot(fy, fx), 1.0 / _TEXTURE_PX)
@@ -118,7 +119,7 @@ def _scene_at(video: RenderedVideo, time_s: float) -> int:
     """Index of the scene; the cut that opens scene k lies up to half an interval before or after k intervals."""
     k = int(time_s // video.scene_cut_every_s)
     for scene in (k + 1, k):
-        jitter = np.random.default_rng([video.seed, 2, scene]).uniform(-0.5, 0.5)
+        jitter = np.random.default_rng([video.seed, _CUT_KEY, scene]).uniform(-0.5, 0.5)
         if scene == 0 or time_s >= (scene + jitter) * video.scene_cut_every_s:
             return scene
     return k - 1
@@ -127,7 +128,7 @@ def _scene_at(video: RenderedVideo, time_s: float) -> int:
 @lru_cache(maxsize=4)
 def _scene_parameters(video: RenderedVideo, scene: int) -> tuple[int, NDArray[np.float64], NDArray[np.float64]]:
     """(place, phases (8,), discs (n_objects, 7)): what stays the same while a scene lasts."""
-    rng = np.random.default_rng([video.seed, 3, scene])
+    rng = np.random.default_rng([video.seed, _SCENE_KEY, scene])
     place = int(rng.integers(video.n_places))
     return place, rng.uniform(0.0, 2 * np.pi, 8), rng.uniform(0.0, 1.0, (video.n_objects, 7))
 
@@ -155,7 +156,7 @@ def render_frame(video: RenderedVideo, time_s: float, size_px: int) -> UInt8:
     objects = _texture(video.seed, video.n_places + place, video.spectrum_exponent)
     _draw_discs(canvas, objects, _discs_at(video, draws, time_s, size_px))
     gain = 1.0 + video.light_change * np.sin(2 * np.pi * time_s / video.light_period_s + phase[4])
-    noise_rng = np.random.default_rng([video.seed, 4, round(time_s * 1e6)])
+    noise_rng = np.random.default_rng([video.seed, _NOISE_KEY, round(time_s * 1e6)])
     noise = np.float32(video.sensor_noise) * noise_rng.standard_normal(canvas.size, dtype=np.float32)
     out = np.empty(canvas.shape, dtype=np.uint8)
     _expose(canvas, gain, noise, out)

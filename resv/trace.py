@@ -10,6 +10,7 @@ stream, `N` new tokens of a step, `C` clusters, `D` head dim, `B` hash bits.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -54,6 +55,9 @@ class ModelShape(BaseModel):
     rope_theta: float = Field(default=500_000.0, gt=1.0)
     tokens_per_frame: int = Field(default=10, gt=0)
     kv_bits: int = Field(default=16, gt=0, description="bits of one stored key or value element")
+    kv_bytes_factor: float = Field(
+        default=1.0, gt=0, le=1, description="stored bytes of keys and values / bytes at kv_bits: a quantised cache"
+    )
     weight_bits: int = Field(default=16, gt=0)
     vision: VisionShape | None = None
 
@@ -75,7 +79,12 @@ class ModelShape(BaseModel):
     @property
     def kv_bytes_per_token_layer(self) -> int:
         """Bytes of the keys and values of one token in one layer, all KV heads: 2·H·D·b."""
-        return 2 * self.n_kv_heads * self.head_dim * self.kv_bits // 8
+        return self.kv_bytes(self.n_kv_heads)
+
+    def kv_bytes(self, n_tokens: int) -> int:
+        """Bytes of the keys and values of `n_tokens`, each counted once per KV head; part bytes round up."""
+        bits = 2 * n_tokens * self.head_dim * self.kv_bits
+        return bits // 8 if self.kv_bytes_factor == 1.0 else math.ceil(bits * self.kv_bytes_factor / 8)
 
     @property
     def kv_bytes_per_token(self) -> int:

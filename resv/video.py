@@ -54,7 +54,7 @@ def _decode(path: Path, fps: float, size_px: int) -> Iterator[UInt8]:
     start_s = now_s = 0.0
 
     def resized(frame: av.VideoFrame) -> UInt8:
-        return frame.reformat(size_px, size_px, "rgb24", interpolation="AREA").to_ndarray()
+        return frame.reformat(size_px, size_px, "rgb24", interpolation="AREA").to_ndarray().astype(np.uint8, copy=False)
 
     try:
         with av.open(str(path)) as container:
@@ -100,9 +100,7 @@ def pingpong_order(n_clip: int, n_frames: int) -> NDArray[np.int64]:
     return np.minimum(phase, period - phase)
 
 
-def stream_features(
-    video: VideoConfig, tokens_per_frame: int, n_frames: int, batch_index: int = 0
-) -> Float32:
+def stream_features(video: VideoConfig, tokens_per_frame: int, n_frames: int, batch_index: int = 0) -> Float32:
     """Token features of up to `n_frames` frames, (frames, tokens_per_frame, F) float32.
 
     Fewer frames come back when a file ends before and does not loop. Stream `batch_index` of a batch is another

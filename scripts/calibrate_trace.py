@@ -23,7 +23,7 @@ from resv.policies.resv import ReSV
 from resv.selection import LayerSelection
 from resv.synthetic import GeneratorConfig, SyntheticTrace, build_trace
 from resv.trace import LayerTrace, ModelShape
-from resv.video import VideoConfig
+from resv.video import VideoConfig, stream_features
 from resv.workload_plan import ProbeWorkload, SessionWorkload
 
 RECENT_TOKENS = 5_120  # assumed: the paper gives no size; 0.67 GB of Llama-3-8B keys and values
@@ -57,15 +57,13 @@ def changed(settings: Iterable[str]) -> GeneratorConfig:
 
 
 def ratio(selection: LayerSelection) -> float:
-    """Share of the candidates that was selected; NaN where nothing competed."""
-    candidates = selection.candidate_tokens.sum()
-    return float(selection.selected_tokens.sum() / candidates) if candidates else float("nan")
+    """Share of the candidates that was selected."""
+    return float(selection.selected_tokens.sum() / selection.candidate_tokens.sum())
 
 
 def visited(selection: LayerSelection) -> float:
     """Share of a row's sorted scores up to the exit."""
-    elements = selection.counts.score_elements
-    return selection.counts.selected_prefix_elements / elements if elements else float("nan")
+    return selection.counts.selected_prefix_elements / selection.counts.score_elements
 
 
 def mass_kept(layer: LayerTrace, probe: int, first: int, selection: LayerSelection) -> float:
@@ -76,6 +74,14 @@ def mass_kept(layer: LayerTrace, probe: int, first: int, selection: LayerSelecti
     )
 
 
+def adjacent_likeness(video: VideoConfig, tokens_per_frame: int) -> float:
+    """Mean cosine of a token's centred features in adjacent frames, over the first 40 s."""
+    x = stream_features(video, tokens_per_frame, round(40 * video.fps)).astype(np.float64)
+    x -= x.mean(axis=(0, 1))
+    x /= np.linalg.norm(x, axis=-1, keepdims=True)
+    return float(np.sum(x[1:] * x[:-1], axis=-1).mean())
+
+
 def measure(trace: SyntheticTrace, policy: ReSV, layers: Iterable[int], *, session: bool) -> dict[str, Samples]:
     """Per quantity, per layer: the values of all probes that it concerns. Quantities of probes name their length."""
     found: dict[str, Samples] = defaultdict(lambda: defaultdict(list))
@@ -83,8 +89,8 @@ def measure(trace: SyntheticTrace, policy: ReSV, layers: Iterable[int], *, sessi
         layer = trace.layer(index, values=False)
         selections = run_layer(policy, trace, layer)
         for p, (probe, selection) in enumerate(zip(trace.probes, selections, strict=True)):
-            if probe.first_token == 0:
-                continue
+            if not selection.candidate_tokens.any():
+                continue  # nothing cached yet, or everything recent
             where = probe.kind if session else f"{probe.kind} at {probe.first_token}"
             found[f"{where}: selected"][str(index)].append(ratio(selection))
             found[f"{where}: scores visited"][str(index)].append(visited(selection))
@@ -104,7 +110,7 @@ def measure(trace: SyntheticTrace, policy: ReSV, layers: Iterable[int], *, sessi
 def show(title: str, found: dict[str, Samples], targets: dict[str, str]) -> None:
     print(f"\n{title:42s} {'measured':>9s}   layers min .. max   target")
     for name, by_layer in found.items():
-        means = [float(np.nanmean(values)) for values in by_layer.values()]
+        means = [float(np.mean(values)) for values in by_layer.values()]
         target = targets.get(name, "")
         print(f"{name:42s} {np.mean(means):9.3f}   {min(means):6.3f} .. {max(means):6.3f}   {target}")
 
@@ -130,6 +136,10 @@ def main() -> None:
     layers = range(shape.n_layers) if args.layers == "all" else [int(x) for x in args.layers.split(",")]
     video = VideoConfig(file=args.video, fps=args.fps, loop=args.loop)
     generator = changed(args.set)
+    likeness = adjacent_likeness(video, shape.tokens_per_frame)
+    print(
+        f"{args.video or 'rendered video'} at {args.fps:g} FPS: adjacent frames have a feature cosine of {likeness:.4f}"
+    )
     if args.only != "probes":
         trace = build_trace(shape, video, generator, SessionWorkload(), args.seed)
         found = measure(trace, ReSV(), layers, session=True)

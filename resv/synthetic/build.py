@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from resv.synthetic.config import GeneratorConfig
 from resv.synthetic.latents import frame_latents, text_latents
@@ -10,6 +11,8 @@ from resv.synthetic.stream import SyntheticTrace
 from resv.trace import ModelShape
 from resv.video import VideoConfig, stream_features
 from resv.workload_plan import Workload, plan_steps
+
+_TEXT_KEY = 13  # tells the draws of text latents from the other draws of a seed
 
 
 def build_trace(
@@ -30,19 +33,19 @@ def build_trace(
     plan = plan_steps(workload, len(features), per_frame)
     latents = frame_latents(features, video.fps, generator.key.smoothing_s)
     n_features = features.shape[2]
-    n_text = sum(step.n_tokens for step in plan.steps if step.kind != "frame")
-    text = text_latents(n_text, n_features, seed, batch_index)
-    apart = {i: probe for i, probe in enumerate(plan.probes) if not probe.in_stream}
+
+    def text(n_tokens: int, place: int) -> NDArray[np.float32]:
+        return text_latents(n_tokens, n_features, np.random.default_rng([seed, _TEXT_KEY, batch_index, place]))
+
+    in_stream = text(sum(step.n_tokens for step in plan.steps if step.kind != "frame"), 0)
     return SyntheticTrace(
         shape=shape,
         steps=plan.steps,
         probes=plan.probes,
         generator=generator,
         seed=seed,
-        latents=np.concatenate([latents, text]),
-        probe_latents={
-            i: text_latents(probe.n_tokens, n_features, seed, batch_index + 1000 * (i + 1)) for i, probe in apart.items()
-        },
+        latents=np.concatenate([latents, in_stream]),
+        probe_latents={i: text(probe.n_tokens, i + 1) for i, probe in enumerate(plan.probes) if not probe.in_stream},
         batch_index=batch_index,
         source={
             "video": video.file or "rendered",

@@ -15,13 +15,14 @@ Float32 = NDArray[np.float32]
 NOISE_TABLE = 1 << 17  # starting places; the table is one run longer
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _hash(key: np.uint64, token: int, head: int) -> np.uint64:
-    """SplitMix64 (Steele et al. 2014) of a stream's key, a token and a head."""
-    z = key + np.uint64(token * 1024 + head + 1) * np.uint64(0x9E3779B97F4A7C15)
+def noise_starts(key: np.uint64, first: int, n_tokens: int, n_heads: int) -> NDArray[np.int64]:
+    """(T, H) starting places in the noise table: SplitMix64 (Steele et al. 2014) of stream, token and head."""
+    tokens = np.arange(first, first + n_tokens, dtype=np.uint64)[:, None]
+    heads = np.arange(1, n_heads + 1, dtype=np.uint64)
+    z = key + (tokens * np.uint64(1024) + heads) * np.uint64(0x9E3779B97F4A7C15)
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    return ((z ^ (z >> np.uint64(31))) & np.uint64(NOISE_TABLE - 1)).astype(np.int64)
 
 
 @njit(cache=True, nogil=True)
@@ -44,13 +45,13 @@ def project(latents: Float32, weights: Float32, out: Float32) -> None:
 
 
 @njit(cache=True, nogil=True)
-def add_noise(rows: Float32, scale: Float32, table: Float32, key: np.uint64, first: int, n_heads: int) -> None:
-    """rows (T, H·D) += scale (H·D) · noise; row t is token first + t."""
+def add_noise(rows: Float32, scale: Float32, table: Float32, starts: NDArray[np.int64]) -> None:
+    """rows (T, H·D) += scale (H·D) · the run of the table that begins at starts (T, H)."""
+    n_heads = starts.shape[1]
     dim = rows.shape[1] // n_heads
     for t in range(rows.shape[0]):
         for head in range(n_heads):
-            start = int(_hash(key, first + t, head) & np.uint64(NOISE_TABLE - 1))
-            noise = table[start : start + dim]
+            noise = table[starts[t, head] : starts[t, head] + dim]
             row = rows[t, head * dim : (head + 1) * dim]
             weight = scale[head * dim : (head + 1) * dim]
             for d in range(dim):

@@ -23,7 +23,7 @@ TEXT_SHARE = 0.3  # assumed: share of a text latent's energy that all text has i
 
 def _unit(rows: Float64) -> Float64:
     length = np.sqrt(np.sum(rows * rows, axis=-1, keepdims=True))
-    return rows / np.maximum(length, 1e-12)
+    return np.asarray(rows / np.maximum(length, 1e-12))
 
 
 def standardised(features: Float32) -> Float64:
@@ -47,9 +47,9 @@ def frame_latents(features: Float32, fps: float, smoothing_s: float) -> Float32:
     return np.pad(frames, ((0, 0), (0, EXTRA))).astype(np.float32)
 
 
-def text_latents(n_tokens: int, n_features: int, seed: int, stream: int) -> Float32:
+def text_latents(n_tokens: int, n_features: int, rng: np.random.Generator) -> Float32:
     """(n_tokens, n_features + EXTRA) latents of unit length: the direction of all text, and a word's own."""
-    words = np.random.default_rng([seed, 13, stream]).standard_normal((n_tokens, _WORD_FEATURES))
+    words = rng.standard_normal((n_tokens, _WORD_FEATURES))
     latents = np.zeros((n_tokens, n_features + EXTRA))
     latents[:, n_features + TEXT] = math.sqrt(TEXT_SHARE)
     latents[:, n_features + EXTRA - _WORD_FEATURES :] = math.sqrt(1 - TEXT_SHARE) * _unit(words)

@@ -18,6 +18,9 @@ from resv.trace import ModelShape
 Float32 = NDArray[np.float32]
 Float64 = NDArray[np.float64]
 
+_WEIGHTS_KEY = 11  # tells the draws of weights from the other draws of a seed
+_FEWEST_PAIRS = 4  # RoPE pairs for the text mark, content and position
+
 
 @dataclass(frozen=True)
 class LayerWeights:
@@ -25,7 +28,9 @@ class LayerWeights:
 
     key_projection, value_projection : (F, H·D);  key_bias, key_noise, value_noise : (H·D,)
     shared_query : (F, H·D), what the rows of a step and KV head have in common;  own_query : (F, H·G·D)
-    query_bias : (H·G·D,) for exponent 1;  text_query : (H·G·D,), gives text keys a logit of 1;  sharpness : (H·G,) factor on the stage's;  recency : (H·G,) likewise
+    query_bias, text_query : (H·G·D,), recency of exponent 1, and a logit of 1 with text keys
+    gain : factor of the layer on what rows have in common
+    sharpness, recency : (H·G,), factors of the query head on the stage's sharpness and on the recency exponent
     """
 
     key_projection: Float32
@@ -60,7 +65,7 @@ def _step(wavelengths: Float64, edge: float) -> Float64:
 
 
 def content_energy(shape: ModelShape, generator: GeneratorConfig) -> Float64:
-    """(D,) share of a head's content energy in each channel; sums to 1. None in the slowest pair, where text is marked."""
+    """(D,) share of a head's content energy in each channel; sums to 1. The slowest pair has none: it marks text."""
     key = generator.key
     slow = _step(rope_wavelengths(shape), key.content_wavelength_tokens)
     slow[-1] = 0.0
@@ -80,9 +85,7 @@ def recency_kernel(shape: ModelShape, generator: GeneratorConfig) -> Float64:
     return np.asarray(band * 2 * math.log(shape.rope_theta) / shape.head_dim)
 
 
-def _bias_pair(
-    shape: ModelShape, generator: GeneratorConfig, rng: np.random.Generator
-) -> tuple[Float32, Float32]:
+def _bias_pair(shape: ModelShape, generator: GeneratorConfig, rng: np.random.Generator) -> tuple[Float32, Float32]:
     """Biases of keys (H·D,) and queries (H·G·D,) whose product over RoPE distance is the recency kernel.
 
     A pair's share of the key bias goes with the kernel and with the square root of the content's energy there: of
@@ -101,8 +104,13 @@ def _bias_pair(
 
 
 def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int, seed: int, layer: int) -> LayerWeights:
-    """Weights of one layer. A latent of unit length and a key have mean square 1 per channel of a uniform key."""
-    rng = np.random.default_rng([seed, 11, layer])
+    """Weights of one layer for latents of unit length; keys have a mean square of about 1 per channel.
+
+    Raises ValueError where the head dimension leaves no room for content, position and the text mark.
+    """
+    if shape.head_dim < 2 * _FEWEST_PAIRS:
+        raise ValueError(f"head_dim {shape.head_dim}: the generator needs at least {2 * _FEWEST_PAIRS}")
+    rng = np.random.default_rng([seed, _WEIGHTS_KEY, layer])
     heads, group, dim = shape.n_kv_heads, shape.group, shape.head_dim
     key, sharp, recency = generator.key, generator.sharpness, generator.recency
     content_share = 1 - key.bias_share - key.noise_share
@@ -120,7 +128,6 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
     layer_gain = (1 + sharp.depth_gain * depth**sharp.depth_power) * math.exp(
         sharp.layer_jitter * rng.standard_normal()
     )
-
     text_key = key_projection.reshape(-1, heads, dim)[n_features + TEXT]
     text_key[:] = 0.0
     text_key[:, -1] = math.sqrt(dim * content_share)
@@ -129,7 +136,7 @@ def draw_weights(shape: ModelShape, generator: GeneratorConfig, n_features: int,
     return LayerWeights(
         key_projection=key_projection,
         key_bias=key_bias,
-        key_noise=np.tile(np.sqrt(dim * key.noise_share * energy), heads).astype(np.float32),
+        key_noise=np.full(heads * dim, math.sqrt(key.noise_share), dtype=np.float32),
         value_projection=projection(heads, math.sqrt(1 - generator.value_noise_share) * ones),
         value_noise=np.full(heads * dim, math.sqrt(generator.value_noise_share), dtype=np.float32),
         shared_query=projection(heads, query_scale),
