@@ -235,6 +235,11 @@ def _leakage_share(table: PriceTable) -> float:
     return table.leakage_share.share
 
 
+def xor_popcount_um2(width_bits: int) -> float:
+    """Bare area at 14 nm of XOR, popcount tree and compare over `width_bits`, without registers."""
+    return _GE_PER_XOR_BIT * width_bits * _NAND2_UM2
+
+
 def _hcu_lane_ge(p: UnitParameters) -> float:
     """XOR, popcount and compare over the width, the partial distance, and the bound early exit ends at."""
     registers = 2 if p.early_exit else 1

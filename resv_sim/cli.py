@@ -116,6 +116,38 @@ def check(debug: bool, file: Path) -> None:
         click.echo(f"{file}: {recorded.shape.n_layers} layers of {recorded.n_tokens} tokens, every one as it should be")
 
 
+@main.command()
+@click.argument("model", type=click.Choice(("dram", "ssd", "link", "gpu", "energy", "all")), default="all")
+@click.option("--json", "as_json", is_flag=True, help="Print summaries as JSON and nothing else.")
+@click.option("--data", type=click.Path(path_type=Path), metavar="DIR", help="Compare with the CSV tables of DIR.")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Parallel workers.")
+@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Rewrite the section of FILE.")
+@click.pass_obj
+def validate(debug: bool, model: str, as_json: bool, data: Path | None, jobs: int, markdown: Path | None) -> None:
+    """Compare the hardware models with simulators, measurements and published figures."""
+    with explained(debug):
+        from resv_sim.validate import command
+
+        command.validate(model, data, jobs, markdown, as_json=as_json)
+
+
+@main.command()
+@click.argument("figures", nargs=-1, metavar="[FIGURE|all]...")
+@click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON and nothing else.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: results/reproduce]")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Parallel workers.")
+@click.option("--no-cache", is_flag=True, help="Compute every stage anew.")
+@click.pass_obj
+def reproduce(
+    debug: bool, figures: tuple[str, ...], as_json: bool, out: Path | None, jobs: int, no_cache: bool
+) -> None:
+    """Reproduce figures and tables of the V-Rex paper: fig13, table3, ..., all."""
+    with explained(debug):
+        from resv_sim.reproduce import command
+
+        command.run(figures, out, jobs, use_cache=not no_cache, as_json=as_json)
+
+
 @contextmanager
 def explained(debug: bool) -> Iterator[None]:
     """Turn what the user can mend into one paragraph and exit code 2."""

@@ -1,6 +1,7 @@
 """What ReSV does on a synthetic trace, beside what the paper measured on COIN.
 
     python scripts/calibrate_trace.py [--video FILE] [--fps N] [--layers 0,10,21,31 | all] [--set a.b=c ...]
+    python scripts/calibrate_trace.py --layers all --markdown docs/validation.md --clip A.mp4 --clip B.mp4
 
 The generator's defaults are set with this on the rendered video; a clip is reported as it comes out. `--set` tries a
 field of `GeneratorConfig` without editing it. Takes about a second per layer; the two workloads share the weights.
@@ -12,6 +13,7 @@ import argparse
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import yaml
@@ -25,6 +27,7 @@ from resv.synthetic import GeneratorConfig, SyntheticTrace, build_trace
 from resv.trace import LayerTrace, ModelShape
 from resv.video import VideoConfig, stream_features
 from resv.workload_plan import ProbeWorkload, SessionWorkload
+from resv_sim.validate.report import write_section
 
 RECENT_TOKENS = 5_120  # assumed: the paper gives no size; 0.67 GB of Llama-3-8B keys and values
 CORRELATION_LAYER = 3  # Fig. 7
@@ -41,6 +44,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--set", action="append", default=[], metavar="A.B=C", help="a field of GeneratorConfig")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", choices=("session", "probes"))
+    parser.add_argument("--markdown", type=Path, help="write the section 'The trace' into this file")
+    parser.add_argument("--clip", type=Path, action="append", default=[], help="for --markdown: another column")
     return parser.parse_args()
 
 
@@ -130,28 +135,79 @@ PROBE_TARGETS = {
 }
 
 
-def main() -> None:
-    args = parse()
-    shape = ModelShape.model_validate(yaml.safe_load((ROOT / "configs/models/llama3_8b.yaml").read_text()))
-    layers = range(shape.n_layers) if args.layers == "all" else [int(x) for x in args.layers.split(",")]
-    video = VideoConfig(file=args.video, fps=args.fps, loop=args.loop)
-    generator = changed(args.set)
-    likeness = adjacent_likeness(video, shape.tokens_per_frame)
-    print(
-        f"{args.video or 'rendered video'} at {args.fps:g} FPS: adjacent frames have a feature cosine of {likeness:.4f}"
-    )
+INTRODUCTION = """## The trace
+
+Written by `scripts/calibrate_trace.py --layers all --markdown docs/validation.md --clip ...`. What ReSV with its
+defaults does on the synthetic Llama-3-8B stream, over all layers, KV heads and steps: mean, and the lowest and highest
+layer. The generator's knobs are set on the rendered video and nothing else; the clips are reported as they come out
+(sampled at 10 FPS; played to and fro for the lengths that they are too short for). Session: 26 frames, 25 question and
+39 answer tokens, nothing offloaded, every cached token competes. Probes: 5,120 recent tokens are on the device and do
+not compete. "Implied" targets follow from the published latencies if the link is the bottleneck."""
+
+
+class Source(NamedTuple):
+    """One column: what was measured on one video."""
+
+    name: str
+    likeness: float
+    session: dict[str, Samples]
+    probes: dict[str, Samples]
+
+
+def measure_source(
+    name: str, video: VideoConfig, shape: ModelShape, args: argparse.Namespace, layers: list[int]
+) -> Source:
+    """Both workloads on one video."""
+    generator, session, probes = changed(args.set), {}, {}
     if args.only != "probes":
         trace = build_trace(shape, video, generator, SessionWorkload(), args.seed)
-        found = measure(trace, ReSV(), layers, session=True)
-        show("session of COIN's mean lengths", found, SESSION_TARGETS)
+        session = measure(trace, ReSV(), layers, session=True)
     if args.only != "session":
-        probes = ProbeWorkload(stages=("frame", "decode"))
-        trace = build_trace(shape, video, generator, probes, args.seed)
+        trace = build_trace(shape, video, generator, ProbeWorkload(stages=("frame", "decode")), args.seed)
         for reason in trace.skipped_lengths.values():
             print(reason)
         policy = ReSV(recent_bytes=RECENT_TOKENS * shape.kv_bytes_per_token, recent="exempt")
-        found = measure(trace, policy, layers, session=False)
-        show(f"probes, {RECENT_TOKENS} recent tokens exempt", found, PROBE_TARGETS)
+        probes = measure(trace, policy, layers, session=False)
+    return Source(name, adjacent_likeness(video, shape.tokens_per_frame), session, probes)
+
+
+def markdown(sources: list[Source]) -> str:
+    """The section of docs/validation.md: a row per quantity, a column per video."""
+    head = ["", "target", *(s.name for s in sources)]
+    lines = [INTRODUCTION, "", row(head), row(["---"] * len(head))]
+    lines.append(row(["feature cosine, adjacent frames", "", *(f"{s.likeness:.4f}" for s in sources)]))
+    for title, part, targets in (("session", "session", SESSION_TARGETS), ("probes", "probes", PROBE_TARGETS)):
+        for name in getattr(sources[0], part):
+            cells = [summary(getattr(s, part).get(name)) for s in sources]
+            lines.append(row([f"{title}: {name}".replace("|", ""), targets.get(name, ""), *cells]))
+    return "\n".join([*lines, ""])
+
+
+def summary(by_layer: Samples | None) -> str:
+    if by_layer is None:
+        return ""
+    means = [float(np.mean(values)) for values in by_layer.values()]
+    spread = f" ({min(means):.3g} .. {max(means):.3g})" if len(means) > 1 else ""
+    return f"{np.mean(means):.3g}{spread}"
+
+
+def row(cells: Iterable[str]) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def main() -> None:
+    args = parse()
+    shape = ModelShape.model_validate(yaml.safe_load((ROOT / "configs/models/llama3_8b.yaml").read_text()))
+    layers = list(range(shape.n_layers)) if args.layers == "all" else [int(x) for x in args.layers.split(",")]
+    video = VideoConfig(file=args.video, fps=args.fps, loop=args.loop)
+    first = measure_source(Path(args.video).stem if args.video else "rendered", video, shape, args, layers)
+    print(f"{first.name} at {args.fps:g} FPS: adjacent frames have a feature cosine of {first.likeness:.4f}")
+    show("session of COIN's mean lengths", first.session, SESSION_TARGETS)
+    show(f"probes, {RECENT_TOKENS} recent tokens exempt", first.probes, PROBE_TARGETS)
+    if args.markdown is not None:
+        clips = [(c.stem, VideoConfig(file=str(c), fps=args.fps, loop="pingpong")) for c in args.clip]
+        sources = [first, *(measure_source(name, clip, shape, args, layers) for name, clip in clips)]
+        write_section(args.markdown, "the-trace", markdown(sources))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,48 @@
+"""Words around the tables of `report`: what a model is compared with, how to read it, where it falls short and why."""
+
+WHAT = {
+    "dram": "DRAM, against request-level simulators, their address streams replayed",
+    "ssd": "SSD, against MQSim",
+    "link": "PCIe link, against payload ceilings and measured copies",
+    "gpu": "GPU, against measured steps and kernels",
+    "energy": "Area and energy, against published figures and other estimators",
+}
+
+NOTES = {
+    "dram": """\
+Saturated: the source is never empty, or offers more than the memory takes. Unsaturated: open loop below that.
+Latencies of saturated open-loop rows grow with the run's length and are not compared. The model's controller is
+Ramulator's; DRAMsim3 has another (a queue per bank behind a transaction queue, its own write drain), holds more
+requests, and so differs most where queues are full.""",
+    "ssd": """\
+The tables' random numbers are not documented, so rows are drawn anew. Between four seeds of ours the mean latency of a
+mixed row moves by up to 40 points, that of a random read row by less than one. The read rows beyond what is asked are
+systematic: large random reads at great depth, and sequential reads at depth 4; their cause is open.""",
+    "link": """\
+Rows of mode memcpy and gather use the per-extent costs of the bundled A100 platform. Long gathers come out too
+fast: the model gives them the packets' full payload rate, the measured kernel reaches nine tenths of it. The cost of
+a memcpy call was read off the same curve as its rows, so those show that the form fits, not a prediction.""",
+    "gpu": """\
+The Orin runs in MAXN. Most authors do not state module and power mode; 'if at 50 W' shows the same rows in that
+mode. Nothing is fitted: constants come from the kernel rows marked calibrate. Where the model falls short, it is too
+fast. INT4 prefill: a kernel takes the longer of its arithmetic (unpacking included) and its weight streaming, and
+the measured kernels seem to overlap the two badly; TinyChat's time grows with the history as that of no fused attention
+does. A100 with llama.cpp and TinyChat INT4: probably bound by the host and by small kernels, in stacks of 2023 and 2024
+that are neither the compiled nor the eager one of the model. Models of 1B and less: the time outside the layers. Roles
+follow the conditions that an author states (head of the table), and were settled after a first comparison: the mean
+with the rows of unknown conditions stands beside the one without.""",
+    "energy": """\
+Rows marked calibrate hold by construction or are residuals of a fit. The rails at 50 and 30 W show that the
+price tables do not lower voltage and idle power with the power mode. Two of the area estimates are bounds, one
+below and one above.""",
+}
+
+INTRODUCTION = """\
+Written by `resv-sim validate all --markdown docs/validation.md`. An error is ours over the reference, less one; median,
+mean, p90 and worst are of absolute errors. "Asked" is what the table's own spread allows to ask for: the median, and
+behind a slash p90; or the mean. The reference tables, with the configuration of the simulators and the
+sources of the measurements, are in `resv_sim/data/reference/`.
+
+`resv-sim validate MODEL --data DIR` compares with the CSV tables of DIR instead. Columns decide which model a table is
+for, and its bundled sisters show them; the file name up to the first dot is the table's name. A DRAM table's name gives
+its memory: `dram_[system_]DEVICE[_VARIANT...]`, as in `dram_lpddr5_6400_q128` or `dram_system_lpddr5_6400_x16ch`."""
