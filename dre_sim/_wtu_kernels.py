@@ -76,9 +76,7 @@ def _sum(values: Any, counts: Any, bucket: Any, totals: Any, sums: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _exit_group(
-    values: Any, counts: Any, bucket: Any, b: int, running: float, threshold: float, group: int
-) -> int:
+def _exit_group(values: Any, counts: Any, bucket: Any, b: int, running: float, threshold: float, group: int) -> int:
     """Groups of bucket `b`, whose sum exceeds the threshold, read until its partial sum does."""
     partial = 0.0
     for i in range(len(values)):
@@ -90,9 +88,7 @@ def _exit_group(
 
 
 @njit(cache=True, nogil=True)
-def _prefix_in(
-    values: Any, counts: Any, bucket: Any, b: int, running: float, threshold: float, scratch: Any
-) -> int:
+def _prefix_in(values: Any, counts: Any, bucket: Any, b: int, running: float, threshold: float, scratch: Any) -> int:
     """Elements of bucket `b`, highest first, until the running sum exceeds the threshold."""
     n = 0
     for i in range(len(values)):

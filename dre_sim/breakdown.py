@@ -36,6 +36,4 @@ def exposed_ps(timeline: Timeline) -> dict[str, int]:
 
 def prediction_ps(timeline: Timeline) -> int:
     """Time in which some unit works on a prediction, hidden or not."""
-    return covered_ps(
-        (s.start_ps, s.end_ps) for s in timeline.spans if s.what == "prediction" and s.resource != DRAM
-    )
+    return covered_ps((s.start_ps, s.end_ps) for s in timeline.spans if s.what == "prediction" and s.resource != DRAM)

@@ -58,9 +58,7 @@ def simulate_dre_layer(
         _cluster(hcu, policy, table, update, n_cores if len(selection.tables) == 1 else 1)
         for table, update in zip(selection.tables, selection.updates, strict=True)
     ]
-    wtu_results = [
-        simulate_wtu(wtu, policy.wicsum, rows.scores, rows.token_counts) for rows in selection.rows
-    ]
+    wtu_results = [simulate_wtu(wtu, policy.wicsum, rows.scores, rows.token_counts) for rows in selection.rows]
     check_against(selection, hcu_results, wtu_results)
     return DreJob(
         hcu_cycles=heads_over_cores([result.cycles for result in hcu_results], n_cores),
@@ -103,14 +101,11 @@ def check_against(
         if column is not None:
             keeps = "selects" if wtu_result.selected[column] else "leaves out"
             raise DisagreementError(
-                f"{where}: the WTU {keeps} cluster {rows.candidates[column]} (column {column}), "
-                "the policy does not"
+                f"{where}: the WTU {keeps} cluster {rows.candidates[column]} (column {column}), the policy does not"
             )
 
 
-def table_indices(
-    assignment: NDArray[np.int32], eligible: NDArray[np.int32], n_clusters: int
-) -> NDArray[np.int32]:
+def table_indices(assignment: NDArray[np.int32], eligible: NDArray[np.int32], n_clusters: int) -> NDArray[np.int32]:
     """The HCU's positions among eligible clusters as cluster indices of the whole table."""
     founded = np.arange(n_clusters, n_clusters + len(assignment), dtype=np.int32)
     return np.concatenate([eligible, founded])[assignment]
@@ -120,9 +115,7 @@ def _cluster(
     hcu: HcuConfig, policy: PredictionFields, table: ClusterTable, update: ClusterUpdate, n_cores: int
 ) -> HcuResult:
     codes = table.codes[update.eligible]
-    return simulate_hcu(
-        hcu, policy.hash_bits, policy.hamming_threshold, policy.match, update.new_codes, codes, n_cores
-    )
+    return simulate_hcu(hcu, policy.hash_bits, policy.hamming_threshold, policy.match, update.new_codes, codes, n_cores)
 
 
 def _first_difference(where: str, got: NDArray[Any], expected: NDArray[Any]) -> int | None:

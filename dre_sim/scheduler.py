@@ -142,8 +142,7 @@ class _Run:
         shares = max_min_shares([r.demand for r in active])
         speeds = [s / r.demand if r.demand > 0 else 1.0 for s, r in zip(shares, active, strict=True)]
         step_ps = min(
-            max(1, math.ceil((1.0 - r.done) * r.nominal_ps / v - 1e-6))
-            for r, v in zip(active, speeds, strict=True)
+            max(1, math.ceil((1.0 - r.done) * r.nominal_ps / v - 1e-6)) for r, v in zip(active, speeds, strict=True)
         )
         for r, share in zip(active, shares, strict=True):
             if share != r.segment_share:

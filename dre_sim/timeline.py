@@ -51,9 +51,7 @@ class Timeline:
     def busy_ps(self, resource: str, what: Iterable[str] | None = None) -> int:
         """Time in which at least one span of `resource` (of the kinds in `what`) is open."""
         kinds = None if what is None else frozenset(what)
-        return covered_ps(
-            (s.start_ps, s.end_ps) for s in self.on(resource) if kinds is None or s.what in kinds
-        )
+        return covered_ps((s.start_ps, s.end_ps) for s in self.on(resource) if kinds is None or s.what in kinds)
 
 
 def covered_ps(intervals: Iterable[tuple[int, int]]) -> int:

@@ -63,8 +63,7 @@ class WtuConfig(BaseModel):
             least = -(-self.lanes * entry_bits // 8)
             if getattr(self, name) < least:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}; "
-                    f"{self.lanes} lanes of {entry_bits} bits need {least} or more"
+                    f"{name} is {getattr(self, name)}; {self.lanes} lanes of {entry_bits} bits need {least} or more"
                 )
         return self
 
@@ -204,9 +203,7 @@ def wtu_cycles_over_cores(heads: Sequence[WtuResult], n_units: int) -> int:
         raise ValueError(f"n_units is {n_units}; allowed: 1 or more")
     if n_units <= len(heads):
         return heads_over_cores([head.cycles for head in heads], n_units)
-    return max(
-        (_head_cycles(head, -(-(n_units - h) // len(heads))) for h, head in enumerate(heads)), default=0
-    )
+    return max((_head_cycles(head, -(-(n_units - h) // len(heads))) for h, head in enumerate(heads)), default=0)
 
 
 def heads_over_cores(head_cycles: Sequence[int], n_cores: int) -> int:
@@ -250,6 +247,4 @@ def _check_rows(config: WtuConfig, wicsum: WicsumFields, scores: Float32, token_
             f"the lowest score is {scores.min()}. Use edges 'linear' or another transform"
         )
     if token_counts.size and int(token_counts.max()) >> config.count_bits:
-        raise ValueError(
-            f"a cluster of {int(token_counts.max())} tokens does not fit count_bits ({config.count_bits})"
-        )
+        raise ValueError(f"a cluster of {int(token_counts.max())} tokens does not fit count_bits ({config.count_bits})")

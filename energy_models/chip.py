@@ -45,9 +45,7 @@ def area(table: PriceTable, params: UnitParameters | None = None) -> AreaBill:
     if table.kind == "vrex":
         p = required(table, params)
         units = unit_areas_mm2(table, p)
-        return AreaBill(
-            table.name, p.cores, tuple(AreaLine(u, mm2, p.cores * mm2, u) for u, mm2 in units.items())
-        )
+        return AreaBill(table.name, p.cores, tuple(AreaLine(u, mm2, p.cores * mm2, u) for u, mm2 in units.items()))
     if not table.areas:
         raise ValueError(f"price table {table.name!r} gives no area: add the die under areas")
     rows = tuple(AreaLine(name, row.area_mm2, row.area_mm2, name) for name, row in table.areas.items())

@@ -176,7 +176,6 @@ def _within_caps(
         if dynamic_j > left_j:
             scale = max(0.0, left_j) / dynamic_j
             scales = [
-                min(s, scale) if line.component in cap.covers else s
-                for s, line in zip(scales, actions, strict=True)
+                min(s, scale) if line.component in cap.covers else s for s, line in zip(scales, actions, strict=True)
             ]
     return tuple(replace(line, scale=s) for line, s in zip(actions, scales, strict=True))

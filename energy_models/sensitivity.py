@@ -45,9 +45,7 @@ def with_overrides(table: PriceTable, values: Mapping[str, float]) -> PriceTable
     for name, value in values.items():
         row = rows.get(name)
         if row is None:
-            raise ValueError(
-                f"price table {table.name!r} has no number in row {name!r}; rows: {', '.join(rows)}"
-            )
+            raise ValueError(f"price table {table.name!r} has no number in row {name!r}; rows: {', '.join(rows)}")
         if name == "leakage_share":
             data[name][row.VALUE] = value
             continue

@@ -218,8 +218,7 @@ class PriceTable(BaseModel):
             unknown = [component for component in cap.covers if component not in known]
             if unknown:
                 raise ValueError(
-                    f"cap {name!r} covers {', '.join(unknown)}; "
-                    f"components of this table: {', '.join(sorted(known))}"
+                    f"cap {name!r} covers {', '.join(unknown)}; components of this table: {', '.join(sorted(known))}"
                 )
         return self
 

@@ -51,9 +51,7 @@ class Representatives:
             grown[:, :old] = self._sums
         self._sums = grown
 
-    def means(
-        self, table: int, clusters: NDArray[np.int32], token_counts: NDArray[np.int32], elements: slice
-    ) -> Array:
+    def means(self, table: int, clusters: NDArray[np.int32], token_counts: NDArray[np.int32], elements: slice) -> Array:
         """Mean keys of `clusters` (K,) with `token_counts` (K,), of the given elements of the key.
 
         Returns (K, len(elements)) float32 of bf16 values.

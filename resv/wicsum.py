@@ -53,9 +53,7 @@ class WicsumConfig(BaseModel):
                 "allowed with it: 'softmax', 'relu', 'minshift'"
             )
         if self.edges == "exponent" and self.score_bits < 16:
-            raise ValueError(
-                f"edges: exponent needs bf16 scores; score_bits is {self.score_bits}, allowed: 16"
-            )
+            raise ValueError(f"edges: exponent needs bf16 scores; score_bits is {self.score_bits}, allowed: 16")
         return self
 
 

@@ -43,17 +43,12 @@ def compare(token, clusters, best, config, counts) -> Iterator[None]:
         if best.matched_first:
             return
         bound = best.bound
-        lanes = [
-            {"index": i, "bits": b, "distance": 0, "at": 0}
-            for i, b in clusters[at:][: config.xor_accumulators]
-        ]
+        lanes = [{"index": i, "bits": b, "distance": 0, "at": 0} for i, b in clusters[at:][: config.xor_accumulators]]
         running = list(lanes)
         while running:
             for lane in running:
                 chunk = slice(lane["at"], lane["at"] + width)
-                lane["distance"] += sum(
-                    a != b for a, b in zip(token[chunk], lane["bits"][chunk], strict=True)
-                )
+                lane["distance"] += sum(a != b for a, b in zip(token[chunk], lane["bits"][chunk], strict=True))
                 lane["at"] += width
                 counts["chunks_examined"] += 1
             running = [
@@ -81,9 +76,7 @@ def table_pass(tokens, clusters, bests, config, n_bytes, counts):
     for t, tile in enumerate(tiles):
         loading = len(tiles[t + 1]) * n_bytes if t + 1 < len(tiles) else 0
         work = (
-            None
-            for token, best in zip(tokens, bests, strict=True)
-            for _ in compare(token, tile, best, config, counts)
+            None for token, best in zip(tokens, bests, strict=True) for _ in compare(token, tile, best, config, counts)
         )
         busy = True
         while True:
@@ -106,8 +99,7 @@ def hcu(config, hash_bits, threshold, match, new_codes, cluster_codes, n_cores=1
         batch = tokens[at : at + per_batch]
         bests = [[Best(threshold, match) for _ in batch] for _ in range(n_cores)]
         clock += max(
-            table_pass(batch, clusters[core::n_cores], bests[core], config, n_bytes, counts)
-            for core in range(n_cores)
+            table_pass(batch, clusters[core::n_cores], bests[core], config, n_bytes, counts) for core in range(n_cores)
         )
         for t, token in enumerate(batch):
             pairs += len(clusters) + len(founded)
@@ -287,9 +279,7 @@ def tier_position(selection, head, by_cluster):
 
 def sector_runs(positions, row_bytes, sector_bytes):
     """Sizes of the runs of consecutive sectors that cover some tokens of one region."""
-    sectors = sorted(
-        {b // sector_bytes for p in positions for b in range(p * row_bytes, (p + 1) * row_bytes)}
-    )
+    sectors = sorted({b // sector_bytes for p in positions for b in range(p * row_bytes, (p + 1) * row_bytes)})
     runs = []
     for previous, sector in zip([None, *sectors], sectors, strict=False):
         if previous is not None and sector == previous + 1:

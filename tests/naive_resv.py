@@ -94,9 +94,7 @@ def cluster_stream(tables, codes, step_lengths, capacity):
             table.end_of_step()
         while capacity is not None and sum(t.resident_tokens() for t in tables) > capacity:
             _, t, i = min(
-                (table.clusters[i]["members"][-1], t, i)
-                for t, table in enumerate(tables)
-                for i in table.resident()
+                (table.clusters[i]["members"][-1], t, i) for t, table in enumerate(tables) for i in table.resident()
             )
             tables[t].clusters[i]["departure"] = tables[t].departed
             tables[t].departed += 1
@@ -182,9 +180,7 @@ def attention(queries, keys, values, attended, step_keys, step_values):
             tokens += [(step_keys[h, m], step_values[h, m]) for m in range(n + 1)]
             logits = [float(queries[q, n].astype(float) @ k) / math.sqrt(len(k)) for k, _ in tokens]
             weights = [math.exp(x - max(logits)) for x in logits]
-            out[q, n] = sum(w * v.astype(float) for w, (_, v) in zip(weights, tokens, strict=True)) / sum(
-                weights
-            )
+            out[q, n] = sum(w * v.astype(float) for w, (_, v) in zip(weights, tokens, strict=True)) / sum(weights)
     return out
 
 

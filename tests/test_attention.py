@@ -45,9 +45,7 @@ def test_a_token_nobody_attends_to_changes_nothing():
     before = light_attention(queries, keys, values, attended, step_keys, step_values)
     keys, values = keys.copy(), values.copy()
     keys[~attended], values[~attended] = 99.0, -99.0
-    np.testing.assert_array_equal(
-        light_attention(queries, keys, values, attended, step_keys, step_values), before
-    )
+    np.testing.assert_array_equal(light_attention(queries, keys, values, attended, step_keys, step_values), before)
 
 
 def test_a_new_token_does_not_see_the_ones_after_it():
@@ -70,9 +68,7 @@ def test_tensors_give_tensors_of_the_same_values(dtype):
     assert isinstance(got, torch.Tensor)
     np.testing.assert_allclose(got.numpy(), expected, atol=1e-5)
     figures = fidelity(*floats, tensors[5])
-    np.testing.assert_allclose(
-        figures.output_rel_error, fidelity(*rounded, arrays[5]).output_rel_error, rtol=1e-4
-    )
+    np.testing.assert_allclose(figures.output_rel_error, fidelity(*rounded, arrays[5]).output_rel_error, rtol=1e-4)
 
 
 @pytest.mark.parametrize("n_cached", [1, 30, 200])

@@ -43,9 +43,7 @@ def selection_of(rng, n_tables, n_heads=4, n_clusters=40, n_new=6, n_rows=8):
     for _ in range(n_tables):
         codes = rng.integers(0, 1 << 32, n_clusters, dtype=np.uint64)
         eligible = np.flatnonzero(rng.random(n_clusters) < 0.6).astype(np.int32)
-        new = codes[rng.integers(0, n_clusters, n_new)] ^ (
-            np.uint64(1) << rng.integers(0, 32, n_new, dtype=np.uint64)
-        )
+        new = codes[rng.integers(0, n_clusters, n_new)] ^ (np.uint64(1) << rng.integers(0, 32, n_new, dtype=np.uint64))
         nothing = np.zeros(n_clusters, np.int32)
         tables.append(ClusterTable(np.empty(0, np.int32), codes, nothing, nothing == 0, nothing - 1, nothing))
         updates.append(ClusterUpdate(new, eligible, leader_clustering(new, codes, eligible, 7)))
@@ -65,9 +63,7 @@ def test_a_layers_job_is_the_sum_of_its_units_on_the_busiest_core(n_tables, n_co
     job = simulate_dre_layer(HcuConfig(), WtuConfig(), Policy(), selection, n_cores)
     heads = [simulate_wtu(WtuConfig(), WicsumConfig(), r.scores, r.token_counts) for r in selection.rows]
     hcus = [
-        simulate_hcu(
-            HcuConfig(), 32, 7, "nearest", u.new_codes, t.codes[u.eligible], n_cores if n_tables == 1 else 1
-        )
+        simulate_hcu(HcuConfig(), 32, 7, "nearest", u.new_codes, t.codes[u.eligible], n_cores if n_tables == 1 else 1)
         for t, u in zip(selection.tables, selection.updates, strict=True)
     ]
     loads = [sum(h.cycles for h in hcus[core::n_cores]) for core in range(n_cores)]
@@ -87,9 +83,7 @@ def test_a_layers_job_is_the_sum_of_its_units_on_the_busiest_core(n_tables, n_co
 def test_two_threshold_units_a_core_count_as_twice_the_cores():
     selection = selection_of(np.random.default_rng(8), 1)
     doubled = simulate_dre_layer(HcuConfig(), WtuConfig(cores=2), Policy(), selection, 2)
-    assert (
-        doubled.wtu_cycles == simulate_dre_layer(HcuConfig(), WtuConfig(), Policy(), selection, 4).wtu_cycles
-    )
+    assert doubled.wtu_cycles == simulate_dre_layer(HcuConfig(), WtuConfig(), Policy(), selection, 4).wtu_cycles
 
 
 def test_positions_among_eligible_clusters_become_indices_of_the_table():
@@ -129,9 +123,7 @@ def test_a_policy_with_another_threshold_than_the_unit_is_caught():
 @pytest.mark.parametrize("table", ["layer", "kv_head"])
 @pytest.mark.parametrize("match", ["nearest", "first"])
 def test_the_units_agree_with_resv_along_a_stream_that_leaves_the_device(table, match, recent):
-    shape = ModelShape(
-        name="test", n_layers=2, hidden=64, n_query_heads=8, n_kv_heads=4, head_dim=16, ffn=64, vocab=64
-    )
+    shape = ModelShape(name="test", n_layers=2, hidden=64, n_query_heads=8, n_kv_heads=4, head_dim=16, ffn=64, vocab=64)
     rng = np.random.default_rng(5)
     scenes = rng.standard_normal((6, 4, 1, 16))
     fetched = 0

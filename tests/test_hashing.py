@@ -41,9 +41,7 @@ def test_tensors_give_the_codes_and_distances_of_arrays(hash_bits):
     assert tensor.dtype == torch.uint64
     assert tensor.numpy().tolist() == codes.tolist()
     distance = hamming_distance(tensor[:, None], tensor[None])
-    assert torch.equal(
-        distance, torch.from_numpy(hamming_distance(codes[:, None], codes[None]).astype(np.int64))
-    )
+    assert torch.equal(distance, torch.from_numpy(hamming_distance(codes[:, None], codes[None]).astype(np.int64)))
 
 
 @given(CODES, CODES)

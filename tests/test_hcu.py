@@ -174,10 +174,7 @@ def test_the_answer_does_not_depend_on_the_hardware(cases):
     plain = HcuConfig(bits_per_cycle=64, early_exit=False)
     for config, bits, threshold, match, new, table, n_cores in cases:
         got = simulate_hcu(config, bits, threshold, match, new, table, n_cores)
-        assert (
-            got.assignment.tolist()
-            == simulate_hcu(plain, bits, threshold, match, new, table).assignment.tolist()
-        )
+        assert got.assignment.tolist() == simulate_hcu(plain, bits, threshold, match, new, table).assignment.tolist()
 
 
 def test_chunks_examined_and_skipped_are_those_of_every_pair(cases):

@@ -60,9 +60,7 @@ def kv_extents(selection, wanted, by_cluster, row_bytes, sector_bytes):
     of_k = []
     for head, tokens in enumerate(wanted):
         position = naive_dre.tier_position(selection, head, by_cluster)
-        of_k += naive_dre.sector_runs(
-            [position[int(t)] for t in np.flatnonzero(tokens)], row_bytes, sector_bytes
-        )
+        of_k += naive_dre.sector_runs([position[int(t)] for t in np.flatnonzero(tokens)], row_bytes, sector_bytes)
     return of_k + of_k
 
 
@@ -163,10 +161,7 @@ def test_in_order_of_arrival_the_same_tokens_are_strewn():
     attended = (table.cluster_of_token == 0)[None]
     selection = LayerSelection(0, attended, np.zeros((1, 8), bool), attended, Counts(), (table,))
     config = KvmuConfig(mapping="arrival", sector_bytes=16)
-    assert (
-        fetch_list(config, KvmuState.empty(), selection, shape_of(1), n_new=1).extent_bytes.tolist()
-        == [16] * 8
-    )
+    assert fetch_list(config, KvmuState.empty(), selection, shape_of(1), n_new=1).extent_bytes.tolist() == [16] * 8
 
 
 def test_as_much_leaves_as_comes_in_once_the_cache_is_over_capacity():

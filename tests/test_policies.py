@@ -132,13 +132,9 @@ def test_tensors_select_what_arrays_do(policy):
     results = []
     for state, convert in zip(states, (np.asarray, lambda a: torch.from_numpy(np.array(a))), strict=True):
         state.append(convert(trace.layer_trace.keys[:, :70]), [7] * 10)
-        results.append(
-            state.select(convert(trace.layer_trace.queries[2]), convert(trace.layer_trace.step_keys[2]))
-        )
+        results.append(state.select(convert(trace.layer_trace.queries[2]), convert(trace.layer_trace.step_keys[2])))
     got, expected = results[1], results[0]
-    assert all(
-        np.array_equal(getattr(got, m), getattr(expected, m)) for m in ("attended", "resident", "candidates")
-    )
+    assert all(np.array_equal(getattr(got, m), getattr(expected, m)) for m in ("attended", "resident", "candidates"))
     assert got.counts.hamming_compares == expected.counts.hamming_compares
 
 
@@ -192,9 +188,7 @@ def test_every_policy_declares_itself_and_its_yaml_states_its_defaults(kind):
 
 
 @pytest.mark.parametrize("table", ["layer", "kv_head"])
-@pytest.mark.parametrize(
-    "options", [{}, {"recent_bytes": RECENT_BYTES}, EXEMPT], ids=["all", "offload", "exempt"]
-)
+@pytest.mark.parametrize("options", [{}, {"recent_bytes": RECENT_BYTES}, EXEMPT], ids=["all", "offload", "exempt"])
 def test_resv_agrees_with_its_slow_twin(table, options):
     """All of probe 2 again: codes one by one, means of listed members, rows in rational arithmetic."""
     policy = ReSV(table=table, predict="same_layer", wicsum=WicsumConfig(selector="exact"), **options)
@@ -251,9 +245,7 @@ def test_counts_follow_from_the_shapes():
     assert counts.rows_without_mass == 0
     key, index = 32 * 2, 4
     assert counts.table_write_bytes == n_new * index + touched * (key + index) + founded * 4
-    assert counts.table_read_bytes == index * (2 * clusters + got.selected_tokens.sum()) + key * (
-        touched - founded
-    )
+    assert counts.table_read_bytes == index * (2 * clusters + got.selected_tokens.sum()) + key * (touched - founded)
 
 
 def test_sinks_are_attended_with_their_whole_cluster_and_do_not_compete():

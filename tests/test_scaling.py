@@ -148,9 +148,7 @@ def test_comparing_a_whole_code_at_once_saves_an_access_over_two_halves() -> Non
 
 def test_dense_work_costs_the_same_in_an_array_of_any_size() -> None:
     small, large = (scaling.action_costs_pj(TABLE, _with(mac_trees=n, vpe_width=n)) for n in (32, 128))
-    assert (
-        small["dpe_macs"] == large["dpe_macs"] == pytest.approx(0.9 * 2.31139e12 / (4096 * 0.8e9), rel=1e-9)
-    )
+    assert small["dpe_macs"] == large["dpe_macs"] == pytest.approx(0.9 * 2.31139e12 / (4096 * 0.8e9), rel=1e-9)
     assert small["vpe_ops"] == large["vpe_ops"]
 
 
@@ -161,9 +159,7 @@ def test_power_at_half_the_clock_keeps_all_leakage_and_half_the_rest() -> None:
 
 
 def test_twice_the_memory_leaks_twice() -> None:
-    once, twice = (
-        scaling.leakage_w(TABLE, _with(lxe_sram_bytes=n))["lxe_memory"] for n in (393_216, 786_432)
-    )
+    once, twice = (scaling.leakage_w(TABLE, _with(lxe_sram_bytes=n))["lxe_memory"] for n in (393_216, 786_432))
     assert twice == pytest.approx(2 * once) == pytest.approx(2 * 0.1 * 0.11894)
 
 

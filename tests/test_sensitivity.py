@@ -15,9 +15,7 @@ EDGE, ORIN = bundled_table("vrex_14nm_lpddr5"), bundled_table("agx_orin")
 
 
 def _vrex(dram_bytes: int, end_ps: int = 10**11) -> Case:
-    return Case(
-        Timeline("vrex8", (), {"dram_read_bytes": dram_bytes, "dpe_macs": 10**11}, end_ps), EDGE, PUBLISHED
-    )
+    return Case(Timeline("vrex8", (), {"dram_read_bytes": dram_bytes, "dpe_macs": 10**11}, end_ps), EDGE, PUBLISHED)
 
 
 def _orin(dram_bytes: int, end_ps: int = 10**12) -> Case:

@@ -38,9 +38,7 @@ def test_an_action_row_without_what_it_must_say_is_refused_by_name(field: str) -
         PriceTable.model_validate(data)
 
 
-@pytest.mark.parametrize(
-    ("section", "row"), [("static", "dram_background"), ("units", "wtu"), ("nameplate", None)]
-)
+@pytest.mark.parametrize(("section", "row"), [("static", "dram_background"), ("units", "wtu"), ("nameplate", None)])
 @pytest.mark.parametrize("field", ["source", "node_nm", "confidence"])
 def test_other_rows_without_a_source_are_refused_by_name(section: str, row: str | None, field: str) -> None:
     data = table_data("vrex_14nm_lpddr5")
@@ -116,9 +114,7 @@ def test_actions_and_units_without_a_row_are_named() -> None:
 
 
 def test_a_cap_over_nothing_and_a_name_used_twice_are_refused() -> None:
-    with pytest.raises(
-        ValidationError, match="cap 'module_power' covers gpus; components of this table: cpu"
-    ):
+    with pytest.raises(ValidationError, match="cap 'module_power' covers gpus; components of this table: cpu"):
         PriceTable.model_validate(_changed("agx_orin", "caps.module_power.covers", ["gpus"]))
     data = table_data("agx_orin")
     data["static"]["gpu_flops"] = data["static"].pop("soc_idle")

@@ -73,9 +73,7 @@ def test_exact_agrees_with_rational_arithmetic(transform, ratio):
 def test_the_histogram_agrees_with_the_rescanning_order(name, transform):
     for seed in range(40):
         scores, counts = random_rows(seed, transform)
-        config = WicsumConfig(
-            ratio=[0.05, 0.3, 0.8, 1.0][seed % 4], score_transform=transform, **CONFIGS[name]
-        )
+        config = WicsumConfig(ratio=[0.05, 0.3, 0.8, 1.0][seed % 4], score_transform=transform, **CONFIGS[name])
         mask, stats = bucketed(scores, counts, config)
         for r, row in enumerate(scores):
             selected, buckets, elements = naive.wicsum_bucketed(row, counts, config)
@@ -145,9 +143,7 @@ def test_a_constant_added_to_a_row_changes_softmax_scores_by_rounding_only():
 def test_no_clusters_select_nothing():
     scores, counts = np.empty((3, 0), dtype=np.float32), np.empty(0, dtype=np.int32)
     for selector in ("exact", "bucketed"):
-        mask, stats = threshold(
-            transform_scores(scores, 8, "softmax"), counts, WicsumConfig(selector=selector)
-        )
+        mask, stats = threshold(transform_scores(scores, 8, "softmax"), counts, WicsumConfig(selector=selector))
         assert mask.shape == (3, 0)
         assert stats.selected.tolist() == stats.elements_visited.tolist() == [0, 0, 0]
         assert not stats.no_mass.any()

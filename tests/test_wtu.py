@@ -86,9 +86,7 @@ def test_selection_cycles_and_counts_are_those_of_the_rescanning_twin(seed):
 def test_any_row_gives_what_the_twin_gives(row, ratio, buckets, exit_, held):
     scores = bf16([[score for score, _ in row]])
     counts = np.array([count for _, count in row], np.int32)
-    wicsum = WicsumConfig(
-        ratio=ratio, buckets=buckets, exit=exit_, edges=held[0], score_bits=held[1], group_size=4
-    )
+    wicsum = WicsumConfig(ratio=ratio, buckets=buckets, exit=exit_, edges=held[0], score_bits=held[1], group_size=4)
     assert_same_as_twin((WtuConfig(lanes=4), wicsum, scores, counts))
 
 
@@ -168,10 +166,7 @@ def test_a_row_of_zeros_of_either_sign_is_one_bucket_of_exponent_edges():
     fields = WicsumConfig(edges="exponent", ratio=1.0, buckets=4)
     got = simulate_wtu(WtuConfig(), fields, scores, counts)
     assert (got.selected_count, got.buckets_visited[0]) == (3, 4)
-    assert (
-        simulate_wtu(WtuConfig(), fields.model_copy(update={"ratio": 0.3}), scores, counts).selected_count
-        == 1
-    )
+    assert simulate_wtu(WtuConfig(), fields.model_copy(update={"ratio": 0.3}), scores, counts).selected_count == 1
 
 
 def test_no_candidates_cost_nothing():
@@ -188,8 +183,7 @@ def cases():
 def test_exit_none_selects_what_bucket_does_and_is_never_faster(cases):
     for config, wicsum, scores, counts in cases:
         with_exit, without = (
-            simulate_wtu(config, wicsum.model_copy(update={"exit": e}), scores, counts)
-            for e in ("bucket", "none")
+            simulate_wtu(config, wicsum.model_copy(update={"exit": e}), scores, counts) for e in ("bucket", "none")
         )
         assert np.array_equal(with_exit.selected, without.selected)
         assert (without.row_cycles >= with_exit.row_cycles).all()
@@ -289,9 +283,7 @@ def test_rows_of_a_head_are_dealt_to_its_cores_and_masks_merged_pairwise():
     heads = [simulate_wtu(WtuConfig(), WicsumConfig(), bf16(rng.random((7, 100))), counts) for _ in range(2)]
     assert wtu_cycles_over_cores(heads, 1) == sum(h.cycles for h in heads)
     assert wtu_cycles_over_cores(heads, 2) == max(h.cycles for h in heads)
-    busiest = [
-        max(int(h.row_cycles[u::3].sum()) + 2 * len(h.row_cycles[u::3]) for u in range(3)) for h in heads
-    ]
+    busiest = [max(int(h.row_cycles[u::3].sum()) + 2 * len(h.row_cycles[u::3]) for u in range(3)) for h in heads]
     assert wtu_cycles_over_cores(heads, 6) == max(busiest) + 2 * 2
     three_and_two = [busiest[0] + 4, max(int((heads[1].row_cycles[u::2] + 2).sum()) for u in range(2)) + 2]
     assert wtu_cycles_over_cores(heads, 5) == max(three_and_two)
