@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from dre_sim.scheduler import DRAM
 from dre_sim.timeline import Timeline, covered_ps
 
@@ -24,7 +26,7 @@ def exposed_ps(timeline: Timeline) -> dict[str, int]:
     out: dict[str, int] = {}
     open_: list[int] = []
     next_start = 0
-    for begin, end in zip(edges, edges[1:], strict=False):
+    for begin, end in pairwise(edges):
         while next_start < len(starts) and starts[next_start].start_ps <= begin:
             open_.append(next_start)
             next_start += 1
