@@ -15,6 +15,9 @@ from resv_sim.yaml_source import KeyPath, Node, kind_of, read_value, read_yaml, 
 
 FAMILIES = ("models", "policies", "platforms", "memory", "link", "ssd", "energy")
 
+# Files beside the experiments that are none: what was fitted, and what is not known well (`reproduce`).
+BESIDE_EXPERIMENTS = {"calibration", "uncertainty"}
+
 REFERENCES: Mapping[tuple[str, ...], str] = {
     ("model",): "models",
     ("model", "vision"): "models",
@@ -38,7 +41,8 @@ def bundled_root() -> Path:
 
 def bundled(family: str = "") -> list[str]:
     """Names of the bundled configurations of a family; of the experiments when `family` is empty."""
-    return sorted(path.stem for path in (bundled_root() / family).glob("*.yaml"))
+    stems = {path.stem for path in (bundled_root() / family).glob("*.yaml")}
+    return sorted(stems if family else stems - BESIDE_EXPERIMENTS)
 
 
 def find(name: str, family: str = "", origin: str = "") -> Path:
@@ -122,8 +126,13 @@ def with_override(tree: Node, setting: str) -> Node:
     key, equals, text = setting.partition("=")
     if not equals or not key or not all(key.split(".")):
         raise ConfigError(f"--set {setting}: must be KEY=VALUE with a dotted key, like video.fps=10.")
+    return with_value(tree, key, read_value(text, f"--set {key}"))
+
+
+def with_value(tree: Node, key: str, value: Node) -> Node:
+    """The tree with `value` at a dotted key; what is missing on the way there is made."""
     path: KeyPath = tuple(int(part) if part.isdigit() else part for part in key.split("."))
-    return _replaced(tree, path, read_value(text, f"--set {key}"), ())
+    return _replaced(tree, path, value, ())
 
 
 def _replaced(node: Node, path: KeyPath, value: Node, done: KeyPath) -> Node:

@@ -1,0 +1,128 @@
+"""Figs. 17 and 18: where the memory bandwidth of V-Rex48 goes, and how near a step comes to its roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dre_sim.lxe import peak_flops
+from dre_sim.platforms import VRexConfig
+from dre_sim.scheduler import DRAM
+from dre_sim.timeline import Span, Timeline
+from resv_sim.reproduce.items import Findings, Panel, not_run
+from resv_sim.reproduce.speed import AGX, EDGE_BATCH, OURS, SERVER
+from resv_sim.reproduce.study import Outcome, Study
+from resv_sim.rows import Point
+
+# The paper does not name the step of Fig. 17. A layer of about 400 us is a third of a frame step at 40K (48 ms / 32)
+# and all of one at 10K, where the fetch is hidden.
+SHARES = {
+    AGX: "AGX Orin + FlexGen, share of attainable performance",
+    OURS: "V-Rex8, share of attainable performance",
+}
+TIMELINE_LENGTH, ROOFLINE_LENGTH = 10_000, 40_000
+
+
+def fig17(study: Study) -> Findings:
+    """From the timeline of a frame step on V-Rex48."""
+    outcome = study.outcome("fig13_server")
+    timeline = outcome.points[SERVER, "frame", TIMELINE_LENGTH].timeline
+    layers = outcome.experiment.model.n_layers
+    peak = outcome.experiment.platforms["vrex48"].memory.peak_bytes_per_s
+    start, end = decoder_span(timeline)
+    fetched = sum(s.n_bytes for s in timeline.on(DRAM) if s.what == "fetch")
+    return Findings(
+        statistics={
+            "layer_time_us": (end - start) / layers / 1e6,
+            "prediction_peak_gb_per_s": max(_gb_per_s(s) for s in timeline.on(DRAM) if s.what == "prediction"),
+            "retrieval_bandwidth_share": fetched / (peak * (end - start) * 1e-12),
+        },
+        notes=(
+            f"The frame step at {TIMELINE_LENGTH} tokens: the paper does not name its step. Layer time: from the first "
+            "linear layer to the last, over the layers. Retrieval's share: fetched bytes written over what the memory "
+            "could have moved meanwhile.",
+        ),
+        panels=(
+            Panel(
+                "Memory bandwidth by cause, middle layer",
+                "GB/s",
+                _bandwidth(timeline, layers // 2),
+                x_label="us",
+                steps=True,
+            ),
+        ),
+    )
+
+
+def decoder_span(timeline: Timeline) -> tuple[int, int]:
+    """Start of the first and end of the last linear layer, ps."""
+    linear = [s for s in timeline.spans if s.what == "linear" and s.resource != DRAM]
+    return min(s.start_ps for s in linear), max(s.end_ps for s in linear)
+
+
+def fig18(study: Study) -> Findings:
+    """Roofline time over latency, each system with its own operations and bytes."""
+    outcome = study.outcome("fig13_edge")
+    points = {
+        label: next(
+            p for p in study.batched("fig13_edge", label, "frame", EDGE_BATCH) if p.row.kv_len_tokens == ROOFLINE_LENGTH
+        )
+        for label in (AGX, OURS)
+    }
+    intensity = {label: operations(p) / p.row.dram_bytes for label, p in points.items()}
+    shares = {label: attainable_share(outcome, p) for label, p in points.items()}
+    return Findings(
+        statistics={
+            "operational_intensity": intensity[OURS],
+            "attainable_agx_flexgen": shares[AGX],
+            "attainable_vrex8": shares[OURS],
+        },
+        missing={"attainable_agx_rekv": not_run("rekv")},
+        notes=(
+            "A multiply-accumulate is two operations, bytes are those of the device memory, vision encoder and head "
+            f"included. Intensity of AGX Orin + FlexGen: {intensity[AGX]:.1f} op/B. The paper draws one intensity for "
+            "all systems and does not say how it counts.",
+        ),
+        panels=(
+            Panel(
+                "Roofline at 40K, batch 4",
+                "share of attainable performance",
+                {"share": shares},
+                name_marks={"share": SHARES},
+            ),
+        ),
+    )
+
+
+def operations(point: Point) -> int:
+    """Operations of the step's products."""
+    actions = point.timeline.actions
+    return 2 * actions["dpe_macs"] if "dpe_macs" in actions else actions["gpu_flops"]
+
+
+def attainable_share(outcome: Outcome, point: Point) -> float:
+    """Performance over min(peak, intensity x bandwidth): the roofline's time over ours."""
+    config = outcome.experiment.platforms[point.row.platform]
+    if isinstance(config, VRexConfig):
+        peak, bandwidth = peak_flops(config.lxe), config.memory.peak_bytes_per_s
+    else:
+        peak, bandwidth = config.peak_flops[config.activation], config.dram_bytes_per_s
+    return float(max(operations(point) / peak, point.row.dram_bytes / bandwidth) / point.row.latency_s)
+
+
+def _gb_per_s(span: Span) -> float:
+    return span.n_bytes / (span.duration_ps * 1e-12) / 1e9
+
+
+def _bandwidth(timeline: Timeline, layer: int) -> Mapping[str, Mapping[int, float]]:
+    """Cause -> time in the layer (us) -> GB/s; a step begins where a span does."""
+    own = [s for s in timeline.spans if s.what == "linear" and s.layer == layer and s.resource != DRAM]
+    start, end = min(s.start_ps for s in own), max(s.end_ps for s in own)
+    inside = [s for s in timeline.on(DRAM) if s.end_ps > start and s.start_ps < end]
+    edges = sorted({t for s in inside for t in (max(s.start_ps, start), min(s.end_ps, end))})
+    return {
+        what: {
+            (t - start) // 1_000_000: sum(_gb_per_s(s) for s in inside if s.what == what and s.start_ps <= t < s.end_ps)
+            for t in edges
+        }
+        for what in dict.fromkeys(s.what for s in inside)
+    }

@@ -1,0 +1,145 @@
+"""The paper's experiments, each run once: figures share traces, steps and rows.
+
+Batch 1 is traced. A larger batch is made from the traced step at the same cache length, as if all its streams were
+like the traced one; its rows are marked `statistics`, since one stream stands for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+
+from dre_sim.lowering import dense_step
+from dre_sim.platforms import OutOfMemoryError
+from dre_sim.workload import DreJob, FetchWork, LayerWork, PredictionWork, StepWork
+from resv.trace import ModelShape, StepKind
+from resv_sim import library
+from resv_sim.config import Experiment, load_experiment
+from resv_sim.memo import Memo, cache_directory
+from resv_sim.pipeline import point_context, run_with_points, simulated, with_gains
+from resv_sim.progress import Progress
+from resv_sim.results import ExperimentResult, ResultRow
+from resv_sim.rows import Point
+
+Key = tuple[str, StepKind, int]
+_NOT_REPEATED = ("hash_gemm", "query_gemm", "clusters", "dre")
+
+
+def paper_experiment(name: str) -> Path:
+    """The bundled file of one of the paper's experiments."""
+    return library.bundled_root() / "paper" / f"{name}.yaml"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One experiment, run. `points` are keyed by platform+policy, stage and cache length."""
+
+    experiment: Experiment
+    result: ExperimentResult
+    points: Mapping[Key, Point]
+
+    @property
+    def lengths(self) -> list[int]:
+        return sorted({row.kv_len_tokens for row in self.result.rows})
+
+    @property
+    def baseline(self) -> tuple[str, str]:
+        return self.experiment.baseline.platform, self.experiment.baseline.policy
+
+    def row(self, label: str, stage: StepKind, length: int) -> ResultRow:
+        return self.points[label, stage, length].row
+
+    def latency_s(self, label: str, stage: StepKind) -> dict[int, float]:
+        """Latency over the cache length."""
+        return {length: self.row(label, stage, length).latency_s for length in self.lengths}
+
+    def simulate(self, label: str, work: StepWork) -> Point:
+        """A step that is not of the trace, on the platform of one run. Raises OutOfMemoryError."""
+        platform, policy = label.split("+")
+        context = point_context(self.experiment, platform, policy, self.result.rows[0].git_revision)
+        return simulated(self.experiment, context, work)
+
+
+class Study:
+    """Runs what is asked for, once."""
+
+    def __init__(self, progress: Progress, jobs: int = 2, *, use_cache: bool = True) -> None:
+        self.progress, self.jobs, self.use_cache = progress, jobs, use_cache
+        self.memo = Memo(cache_directory() if use_cache else None)
+        self._outcomes: dict[str, Outcome] = {}
+        self._batched: dict[tuple[str, str, StepKind, int], list[Point]] = {}
+
+    def outcome(self, name: str) -> Outcome:
+        """The experiment `configs/paper/<name>.yaml`, run."""
+        if name not in self._outcomes:
+            experiment, _ = load_experiment(str(paper_experiment(name)))
+            result, points = run_with_points(experiment, self.progress, self.jobs, use_cache=self.use_cache)
+            keyed = {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points}
+            self._outcomes[name] = Outcome(experiment, result, keyed)
+        return self._outcomes[name]
+
+    def batched(self, name: str, label: str, stage: StepKind, batch: int) -> list[Point]:
+        """A run's steps of one stage with `batch` streams, at every length where they fit."""
+        key = (name, label, stage, batch)
+        if key not in self._batched:
+            outcome = self.outcome(name)
+            self._batched[key] = list(_batched(outcome, label, stage, batch))
+        return self._batched[key]
+
+    def batched_gains(self, name: str, labels: Sequence[str], stage: StepKind, batch: int) -> list[Point]:
+        """`batched` for several runs, gains over the experiment's baseline filled in."""
+        points = [p for label in labels for p in self.batched(name, label, stage, batch)]
+        return with_gains(points, self.outcome(name).experiment.baseline.label)
+
+
+def _batched(outcome: Outcome, label: str, stage: StepKind, batch: int) -> list[Point]:
+    shape, points = outcome.experiment.model, []
+    for length in outcome.lengths:
+        work = batched_work(shape, outcome.points[label, stage, length].work, batch)
+        try:
+            points.append(outcome.simulate(label, work))
+        except OutOfMemoryError:
+            continue
+    return points
+
+
+def batched_work(shape: ModelShape, one: StepWork, batch: int) -> StepWork:
+    """`batch` streams that all do what the one of `one` does: products see more rows, everything else is repeated."""
+    work = dense_step(shape, one.n_new, one.kv_len_tokens, batch, one.kind)
+    layers = tuple(_repeated(*pair, batch) for pair in zip(work.layers, one.layers, strict=True))
+    return replace(work, layers=layers, predict=one.predict, policy=one.policy)
+
+
+def _repeated(dense: LayerWork, one: LayerWork, batch: int) -> LayerWork:
+    attention = replace(
+        one.attention,
+        cached_tokens=np.tile(one.attention.cached_tokens, (batch, 1)),
+        kv_read_bytes=batch * one.attention.kv_read_bytes,
+    )
+    fetch = one.fetch and FetchWork(
+        np.tile(one.fetch.extent_bytes, batch), batch * one.fetch.useful_bytes, batch * one.fetch.n_tokens
+    )
+    return replace(
+        dense,
+        attention=attention,
+        softmax_elements=batch * one.softmax_elements,
+        fetch=fetch,
+        offload_write_bytes=batch * one.offload_write_bytes,
+        reorder_bytes=batch * one.reorder_bytes,
+        prediction=one.prediction and _repeated_prediction(one.prediction, batch),
+    )
+
+
+def _repeated_prediction(one: PredictionWork, batch: int) -> PredictionWork:
+    """The same number of clusters in `batch` times as many tables; the DRE takes one stream after the other."""
+    counts = {f.name: batch * getattr(one, f.name) for f in fields(PredictionWork) if f.name not in _NOT_REPEATED}
+    return replace(
+        one,
+        **counts,
+        hash_gemm=one.hash_gemm and replace(one.hash_gemm, m=batch * one.hash_gemm.m),
+        query_gemm=one.query_gemm and replace(one.query_gemm, m=batch * one.query_gemm.m),
+        dre=one.dre and DreJob(**{f.name: batch * getattr(one.dre, f.name) for f in fields(DreJob)}),
+    )

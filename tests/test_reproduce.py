@@ -1,0 +1,372 @@
+"""The paper's figures beside ours: items, statements, the law of calibration, batches, uncertainty."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from resv_sim.cli import main
+from resv_sim.config import load_experiment
+from resv_sim.errors import ConfigError
+from resv_sim.pipeline import run_with_points
+from resv_sim.progress import Progress
+from resv_sim.published import Fact, PublishedFacts, Where, published_facts
+from resv_sim.reproduce import FIGURES, Figure, Reproduction, chosen
+from resv_sim.reproduce import calibration as law
+from resv_sim.reproduce import uncertainty as unsure
+from resv_sim.reproduce.items import Findings, Group, Item, Statement, beside
+from resv_sim.reproduce.report import markdown, median_error, write_figures
+from resv_sim.reproduce.speed import AGX, OURS, fig14, session_s
+from resv_sim.reproduce.study import Outcome, Study, batched_work, paper_experiment
+from tests.sample_results import LENGTHS, sample_row
+
+KEYS = ["figure", "item", "unit", "ours", "published", "error", "role"]
+
+
+def run(*arguments: str) -> Result:
+    return CliRunner().invoke(main, ["reproduce", *arguments])
+
+
+def facts(*found: Fact) -> PublishedFacts:
+    return PublishedFacts(paper="p", model="llama3_8b", kv_lengths_tokens=LENGTHS, facts=found)
+
+
+def fact(**fields: Any) -> Fact:
+    return Fact(**{"figure": "Fig. 99", "item": "thing", "unit": "x", "role": "prediction", **fields})
+
+
+def items(found: Fact, findings: Findings) -> list[Item]:
+    return beside("fig99", ("Fig. 99",), facts(found), findings)
+
+
+# -- numbers beside the paper's ---------------------------------------------------------------------------
+
+
+def test_a_range_is_compared_at_both_ends_with_signed_errors() -> None:
+    rows = tuple(
+        replace(sample_row("vrex8", "resv", length, "frame"), speedup=gain)
+        for length, gain in zip(LENGTHS, (3.0, 1.1, 9.0, 2.0, 4.0), strict=True)
+    )
+    found = fact(column="speedup", range=(2.2, 6.0), where=Where(platform=("vrex8",)), role="calibration")
+    low, high = items(found, Findings(groups=(Group(rows, ("agx_orin", "full")),)))
+    assert (low.ours, low.published, high.ours, high.published) == (1.1, 2.2, 9.0, 6.0)
+    assert (low.error, high.error) == (pytest.approx(-0.5), pytest.approx(0.5))
+    assert {low.role, high.role} == {"calibration"}
+
+
+def test_a_statistic_over_lengths_is_compared_value_by_value() -> None:
+    found = items(fact(statistic="s", values=(1, 2, 3, 4, 5)), Findings(statistics={"s": dict.fromkeys(LENGTHS, 2.0)}))
+    assert [i.error for i in found] == pytest.approx([1.0, 0.0, -1 / 3, -0.5, -0.6])
+    assert found[2].item == "thing at 10K"
+
+
+def test_a_statistic_over_names_is_compared_name_by_name() -> None:
+    found = items(fact(statistic="s", values=(1, 2), labels=("a", "b")), Findings(statistics={"s": {"b": 1.0}}))
+    assert [(i.item, i.error) for i in found] == [("thing b", -0.5)]
+
+
+def test_what_was_not_run_names_its_reason_in_every_number() -> None:
+    missing = Findings(missing={"s": "no policy oaken is built"})
+    (one,) = items(fact(statistic="s", value=3), missing)
+    assert (one.ours, one.error, one.role) == (None, None, "not_run")
+    assert one.plain()["item"] == "thing (not run: no policy oaken is built)"
+    assert len(items(fact(statistic="s", range=(1, 2)), missing)) == 2
+    (unknown,) = items(fact(column="speedup", value=1, where=Where(policy=("nobody",))), Findings())
+    assert "no policy nobody is built" in unknown.reason
+
+
+def test_the_first_group_that_has_a_counterpart_is_compared() -> None:
+    rows = (replace(sample_row("vrex8", "resv", 1000, "frame"), speedup=2.0),)
+    other = (replace(rows[0], platform="vrex48", speedup=8.0),)
+    findings = Findings(groups=(Group(other, ("a", "b")), Group(rows, ("a", "b"))))
+    (one,) = items(fact(column="speedup", value=4, where=Where(platform=("vrex8",))), findings)
+    assert one.ours == 2.0
+
+
+def test_every_published_fact_belongs_to_exactly_one_figure() -> None:
+    claimed = [title for figure in FIGURES.values() for title in figure.published]
+    assert len(claimed) == len(set(claimed))
+    assert {f.figure for f in published_facts().facts} == set(claimed)
+    names = {name for c in published_facts().known_contradictions for name in c.figures}
+    assert names <= set(FIGURES)
+
+
+def test_calibration_roles_of_machine_rows_are_rows_that_may_be_fitted() -> None:
+    machine = [f for f in published_facts().facts if f.figure in ("Fig. 13", "Fig. 14", "Fig. 17", "Fig. 18")]
+    fitted = {f.item for f in machine if f.role == "calibration"}
+    assert fitted == {"V-Rex8 time per output token", "V-Rex8 frame speedup over AGX Orin + FlexGen"}
+
+
+# -- the command ------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_figure_ends_with_code_two_and_a_list() -> None:
+    result = run("fig99", "--json")
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert all(name in result.stderr for name in (*FIGURES, "all"))
+    with pytest.raises(ConfigError, match="Did you mean 'fig13'"):
+        chosen(["fig13", "fgi13"])
+
+
+def test_all_and_nothing_mean_everything_and_names_count_once() -> None:
+    assert chosen([]) == chosen(["all"]) == chosen(["fig4", "all"]) == list(FIGURES)
+    assert chosen(["table3", "fig4", "table3"]) == ["table3", "fig4"]
+
+
+def test_json_is_a_list_of_objects_with_exactly_these_keys() -> None:
+    result = run("table3", "fig4", "--json")
+    assert result.exit_code == 0, result.stderr
+    data = json.loads(result.stdout)
+    assert all(list(entry) == KEYS for entry in data)
+    assert {entry["figure"] for entry in data} == {"table3", "fig4"}
+    assert {entry["role"] for entry in data} == {"calibration", "prediction", "not_run"}
+    core = next(entry for entry in data if entry["item"] == "unit power, core")
+    assert core["ours"] == pytest.approx(2609.43)
+
+
+def test_a_report_is_written_with_its_figures(tmp_path: Path) -> None:
+    result = run("table3", "calibration", "--out", str(tmp_path / "r"))
+    assert result.exit_code == 0, result.stderr
+    text = (tmp_path / "r" / "reproduce.md").read_text()
+    assert "## table3: Area and power of a core" in text
+    assert "The paper contradicts itself here: DRE share of power" in text
+    assert (tmp_path / "r" / "figures" / "table3.png").stat().st_size > 10_000
+    assert len(json.loads((tmp_path / "r" / "reproduce.json").read_text())) == 17
+
+
+# -- the report -------------------------------------------------------------------------------------------
+
+
+def test_the_median_counts_predictions_alone() -> None:
+    def item(error: float | None, role: str) -> Item:
+        return Item("f", "i", "x", 1.0, 1.0, error, cast(Any, role))
+
+    assert median_error([item(0.9, "calibration"), item(-0.3, "prediction"), item(0.1, "prediction")]) == pytest.approx(
+        0.2
+    )
+    assert median_error([item(None, "not_run")]) is None
+
+
+def test_the_summary_says_whether_the_goal_is_met() -> None:
+    def report(error: float) -> str:
+        one = Item("fig14", "i", "x", 1.0, 1.0, error, "prediction")
+        statement = Statement("A beats B", "open", "not built")
+        done = Reproduction(
+            "fig14", Figure("t", (), lambda _: Findings()), (one,), Findings(statements=(statement,)), ()
+        )
+        return markdown([done], {})
+
+    assert "is missed" in report(-0.2)
+    assert "is met" in report(0.1)
+    assert '"A beats B" **open**: not built.' in report(0.1)
+
+
+# -- the law of calibration -------------------------------------------------------------------------------
+
+
+def constant(**changes: Any) -> law.Constant:
+    fields = {
+        "name": "c",
+        "used_in": ("platforms/agx_orin",),
+        "path": "dispatch_ps",
+        "value": 45_000_000,
+        "row": "fig16_ablation_40K_batch1.agx_resv",
+        "mechanism": "m",
+    }
+    return law.Constant(**{**fields, **changes})
+
+
+def test_the_bundled_constants_keep_the_law() -> None:
+    found = law.load_calibration()
+    assert 1 <= len(found.constants) <= 10
+    assert any(c.name == "dispatch_ps" for c in found.constants)
+
+
+def test_more_than_ten_constants_are_refused() -> None:
+    law.Calibration(constants=(constant(),) * 10)
+    with pytest.raises(ValueError, match="at most 10"):
+        law.Calibration(constants=(constant(),) * 11)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"row": "fig13_edge.vrex8_frame_latency_ms_batch1[10000]"}, "allowed rows: table1_platforms"),
+        ({"value": 44_000_000}, "holds 45000000 at dispatch_ps"),
+        ({"used_in": ("platforms/agx_orin", "platforms/a100")}, "platforms/a100 holds 5400000"),
+        ({"path": "offload.nothing"}, "has nothing at offload.nothing"),
+    ],
+)
+def test_a_constant_that_breaks_the_law_is_refused(change: dict[str, Any], words: str) -> None:
+    law.check(law.Calibration(constants=(constant(),)))
+    with pytest.raises(ValueError, match=words):
+        law.check(law.Calibration(constants=(constant(**change),)))
+
+
+def test_at_most_two_constants_shape_the_trace() -> None:
+    shaping = constant(used_in=(law.GENERATOR,), path="value_noise_share", value=None)
+    law.check(law.Calibration(constants=(shaping,) * 2))
+    with pytest.raises(ValueError, match="at most 2"):
+        law.check(law.Calibration(constants=(shaping,) * 3))
+
+
+# -- experiments, batches, sessions ------------------------------------------------------------------------
+
+
+@cache
+def tiny() -> Outcome:
+    """The edge experiment with the tiny model at 200 and 600 tokens, nothing resident."""
+    settings = (
+        "model=tiny",
+        "workload.kv_lengths_tokens=[200, 600]",
+        "policies.resv.recent_bytes=0",
+    )
+    experiment, _ = load_experiment(str(paper_experiment("fig13_edge")), settings)
+    result, points = run_with_points(experiment, Progress(quiet=True), 1)
+    return Outcome(experiment, result, {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points})
+
+
+@pytest.mark.parametrize("name", sorted(path.stem for path in paper_experiment("x").parent.glob("*.yaml")))
+def test_every_experiment_of_the_paper_loads(name: str) -> None:
+    experiment, _ = load_experiment(str(paper_experiment(name)))
+    assert experiment.name == name
+    assert experiment.model.name == "llama3_8b"
+
+
+@pytest.mark.parametrize("label", [AGX, OURS])
+def test_a_batch_of_one_is_the_traced_step(label: str) -> None:
+    point = tiny().points[label, "frame", 600]
+    again = tiny().simulate(label, batched_work(tiny().experiment.model, point.work, 1))
+    assert again.timeline == point.timeline
+    assert (again.row.trace_kind, point.row.trace_kind) == ("statistics", "trace")
+
+
+@pytest.mark.parametrize("label", [AGX, OURS])
+def test_a_batch_repeats_what_is_a_streams_own_and_shares_the_weights(label: str) -> None:
+    one = tiny().points[label, "frame", 600].work
+    four = batched_work(tiny().experiment.model, one, 4)
+    for a, b in zip(one.layers, four.layers, strict=True):
+        assert a.fetch is not None
+        assert b.fetch is not None
+        assert b.fetch.link_bytes == 4 * a.fetch.link_bytes
+        assert b.attention.macs == 4 * a.attention.macs
+        assert [g.weight_bytes for g in b.gemms] == [g.weight_bytes for g in a.gemms]
+        assert sum(g.macs for g in b.gemms) == 4 * sum(g.macs for g in a.gemms)
+        if a.prediction is not None and b.prediction is not None and a.prediction.dre and b.prediction.dre:
+            assert b.prediction.score_macs == 4 * a.prediction.score_macs
+            assert b.prediction.dre.wtu_cycles == 4 * a.prediction.dre.wtu_cycles
+    assert four.batch == 4
+
+
+def test_a_session_is_frames_a_question_and_an_answer() -> None:
+    seconds = {"frame": 2.0, "question": 5.0, "decode": 1.0}
+    outcome = SimpleNamespace(row=lambda label, stage, length: SimpleNamespace(latency_s=seconds[stage]))
+    assert session_s(cast(Outcome, outcome), OURS, 1000) == 26 * 2 + 5 + 39
+
+
+def test_figure_14_compares_sessions_at_every_length() -> None:
+    class Stub:
+        def outcome(self, name: str) -> Outcome:
+            return tiny()
+
+    findings = fig14(cast(Study, Stub()))
+    speedups = cast(dict[int, float], findings.statistics["end_to_end_speedup"])
+    assert list(speedups) == [200, 600]
+    assert speedups[600] == pytest.approx(session_s(tiny(), AGX, 600) / session_s(tiny(), OURS, 600))
+    assert [s.verdict for s in findings.statements] == ["open"]
+
+
+# -- uncertainty ------------------------------------------------------------------------------------------
+
+
+def few_samples(seed: int = 0, samples_log2: int = 2) -> unsure.Uncertainty:
+    return unsure.load_ranges().model_copy(update={"seed": seed, "samples_log2": samples_log2})
+
+
+def test_the_same_seed_draws_the_same_samples_inside_the_ranges() -> None:
+    drawn = list(unsure.samples(few_samples()))
+    assert drawn == list(unsure.samples(few_samples()))
+    assert drawn != list(unsure.samples(few_samples(seed=1)))
+    assert len(drawn) == 4
+    assert all(0 <= q <= 1 for sample in drawn for q in sample.values())
+
+
+def test_bands_repeat_by_seed_and_hold_every_unknown() -> None:
+    known = few_samples()
+    known = known.model_copy(update={"parameters": known.parameters[:2], "prices": known.prices[:1]})
+    bands = unsure.headline_bands(tiny(), known)
+    assert bands == unsure.headline_bands(tiny(), known)
+    assert [band.name for band in bands][:3] == ["speedup at 200", "speedup at 600", "energy gain at 200"]
+    for band in bands:
+        assert list(band.quantiles) == sorted(band.quantiles)
+        assert [bar.name for bar in band.bars] == known.names
+    gain = next(b for b in bands if b.name == "energy gain at 600")
+    nameplate = gain.bars[-1]
+    assert nameplate.high / nameplate.low == pytest.approx(3.0)  # 20 to 60 W, all of the baseline's energy
+
+
+def test_moving_nothing_changes_nothing_and_an_end_is_the_end_of_the_range() -> None:
+    known, experiment = few_samples(), tiny().experiment
+    assert unsure.moved(experiment, known, {}) == experiment
+    slow = unsure.moved(experiment, known, {known.parameters[0].name: 0.0})
+    assert slow.platforms["agx_orin_paper"].dram_bytes_per_s == 152.8e9
+    cheap = unsure.moved(experiment, known, {"dram_read_bytes": 0.0})
+    assert cheap.energy["vrex8"].actions["dram_read_bytes"].cost_pj == pytest.approx(40.0)
+
+
+def test_a_path_that_leads_nowhere_is_named() -> None:
+    with pytest.raises(ValueError, match="nothing lies at 'nowhere'"):
+        unsure.with_value(tiny().experiment.platforms["vrex8"], ["memory", "nowhere", "x"], 1.0)
+
+
+def test_every_range_is_one_and_every_price_has_a_range_somewhere() -> None:
+    known = unsure.load_ranges()
+    tables = tiny().experiment.energy.values()
+    for row in known.prices:
+        assert any(row in unsure.ranges(table) for table in tables), row
+    assert all(np.isfinite(p.at(0.5)) for p in known.parameters)
+
+
+def test_tornado_and_comparison_are_drawn(tmp_path: Path) -> None:
+    from resv_sim.reproduce.items import Bar, Tornado
+
+    tornado = Tornado("speedup", "x", 7.0, (Bar("a", 6.0, 8.0), Bar("b", 7.1, 6.9)))
+    two = tuple(Item("f", name, "x", 1.0, 2.0, -0.5, "prediction") for name in "ab")
+    done = Reproduction("f", Figure("t", (), lambda _: Findings()), two, Findings(tornados=(tornado,)), ())
+    assert write_figures([done], tmp_path) == {"f": ["f", "f_errors"]}
+    assert (tmp_path / "f_errors.svg").exists()
+
+
+def test_every_fact_that_a_panel_marks_is_published() -> None:
+    from resv_sim.reproduce import ablation, machine
+
+    known = {f.item for f in published_facts().facts}
+    marked = [*ablation.PUBLISHED.values(), ablation.SHARES, ablation.CLUSTERING, machine.SHARES]
+    assert {item for marks in marked for item in marks.values()} <= known
+
+
+def test_no_two_facts_of_a_figure_share_a_name_and_no_panel_could_mark_the_wrong_one() -> None:
+    names = [(f.figure, f.item, f.where.platform) for f in published_facts().facts]
+    assert len(names) == len(set(names))
+
+
+def test_an_ordering_is_open_without_the_policy_and_names_where_it_breaks() -> None:
+    from resv_sim.reproduce.speed import _ordering
+
+    def verdict(policy: str, broken_at: int) -> tuple[str, str]:
+        found = _ordering("t", tiny(), (policy,), [200, 600], lambda _, length: length != broken_at)
+        return found.verdict, found.detail
+
+    assert verdict("nobody", 0) == ("open", "no policy nobody is built")
+    assert verdict("resv", 0) == ("holds", "")
+    assert verdict("resv", 600)[0] == "does not hold"
+    assert "resv at" in verdict("resv", 600)[1]
