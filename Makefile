@@ -6,7 +6,7 @@ CONFIG ?= orin_vs_dre.yaml
 OUT ?= results/$(basename $(notdir $(CONFIG)))
 CODE := resv dre_sim energy_models resv_sim scripts tests
 
-.PHONY: run test check bench golden format clean
+.PHONY: run test check bench golden docs format clean
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -36,6 +36,9 @@ bench: $(VENV)/.run  ## speed and memory, each beside its mark
 
 golden: $(VENV)/.dev  ## rewrite the golden breakdowns; look at the diff
 	$(BIN)/python -m pytest tests/test_golden.py --update-golden
+
+docs: $(VENV)/.run  ## regenerate the hardware section of docs/validation.md
+	$(BIN)/resv-sim validate all --markdown docs/validation.md
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format $(CODE)
