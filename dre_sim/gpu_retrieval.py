@@ -1,9 +1,10 @@
-"""ReSV in software on a GPU: operators, host synchronisations and kernels of one layer's prediction.
+"""Prediction in software on a GPU: operators, host synchronisations and kernels of one layer.
 
-The algorithm as eager PyTorch would run it: clustering is sequential, a token's cluster is visible to
-the next token, so every token costs its own short chain of operators and one synchronisation. The count
-of operators follows the algorithm (docs/dre.md); what one operator costs the host is
-`GpuConfig.dispatch_ps`, the only fitted figure here. The GPU work of each operator is counted as well.
+The algorithms as eager PyTorch would run them. ReSV's clustering is sequential, a token's cluster is visible to
+the next token, so every token costs its own short chain of operators and one synchronisation; policies without
+HC tables update what they keep per frame, page or token in one go. The count of operators follows the
+algorithms (docs/dre.md); what one operator costs the host is `GpuConfig.dispatch_ps`, the only fitted figure
+here. The GPU work of each operator is counted as well.
 """
 
 from __future__ import annotations
@@ -24,10 +25,19 @@ QUERY_OPS = 16
 # Threshold: product, scale, row maximum, subtract, exp, times count, row sum, times ratio, sort, gather the
 # counts, products, cumulative sum, compare, shift by one, scatter back, union over the rows.
 THRESHOLD_OPS = 16
-# Per KV head, lengths differ: clusters to token mask, minus resident, indices (synchronises), K, V.
+# Without HC tables: a block's mean, a page's bounds or new partial keys: slice, reduce or product, write.
+UPDATE_OPS = 3
+# Largest k (ReKV: frames, Quest: pages, an oracle: tokens): product, top-k, scatter to a mask, union over the rows.
+# All near a row's maximum (InfiniGen): product, scale, row maximum, subtract, compare, count, mean over the heads,
+# cap (synchronises), top-k, scatter to a mask, union.
+CUT_OPS = {"wicsum": THRESHOLD_OPS, "topk": 4, "threshold": 11}
+# Per choice, lengths differ: clusters to token mask, minus resident, indices (synchronises), K, V.
 HEAD_OPS = 5
-# Passes over the score matrix in fp32, read and write: the operators above less product, sort and union.
-SCORE_PASSES, SCORE_PASS_BYTES = 13, 8
+# Passes over the score matrix in fp32, read and write: the operators above less product, sort or top-k, and union.
+SCORE_PASS_BYTES = 8
+SCORE_PASSES = {"wicsum": 13, "topk": 1, "threshold": 6}
+# Top-k reads the scores once per digit of 8 bits (radix selection, PyTorch's mbtopk); nothing is sorted.
+TOPK_PASSES, TOPK_PASS_BYTES = 4, 4
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,11 @@ class SoftwareStage:
 
 
 def cluster(config: GpuConfig, p: PredictionWork) -> SoftwareStage:
-    """Hash the step's new keys and put them into clusters, one token after the other."""
+    """Hash the step's new keys and cluster them, one token after the other; or update what else is kept of them."""
+    if p.tables == 0:
+        ops = UPDATE_OPS if p.table_write_bytes else 0
+        update = kernels.stream(config, p.table_read_bytes, p.table_write_bytes)
+        return SoftwareStage(ops * config.dispatch_ps, update)
     ops = HASH_OPS * (p.hash_gemm is not None) + TOKEN_OPS * p.new_tokens
     work = [
         kernels.elementwise(config, p.new_tokens * p.clusters, TOKEN_OPS * p.new_tokens, kernels.HALF_BYTES),
@@ -56,13 +70,16 @@ def cluster(config: GpuConfig, p: PredictionWork) -> SoftwareStage:
 
 
 def select(config: GpuConfig, p: PredictionWork) -> SoftwareStage:
-    """Score the clusters with the (predicted) query, sort each row, cut at the threshold, list tokens."""
+    """Score with the (predicted) query, cut each row, list tokens."""
     scores = p.score_rows * p.clusters
-    ops = THRESHOLD_OPS + HEAD_OPS * p.kv_heads
+    ops = CUT_OPS[p.cut] + HEAD_OPS * p.kv_heads
+    passes = SCORE_PASSES[p.cut]
     work = [
         kernels.product(config, 2 * p.score_macs, p.score_read_bytes),
-        kernels.elementwise(config, scores, SCORE_PASSES, SCORE_PASSES * SCORE_PASS_BYTES),
-        kernels.sort(config, scores),
+        kernels.elementwise(config, scores, passes, passes * SCORE_PASS_BYTES),
+        kernels.sort(config, scores)
+        if p.cut == "wicsum"
+        else kernels.elementwise(config, scores, TOPK_PASSES, TOPK_PASSES * TOPK_PASS_BYTES),
         kernels.elementwise(config, p.clusters * p.kv_heads, HEAD_OPS * p.kv_heads, SCORE_PASS_BYTES),
     ]
     if p.query_gemm is not None:

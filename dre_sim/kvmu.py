@@ -6,7 +6,7 @@ byte is lost. Knows no bandwidth and no second: the fetch list goes to the link 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -105,23 +105,27 @@ def fetch_list(
     *,
     n_new: int,
     hash_bits: int = 32,
+    heads_together: bool = False,
 ) -> FetchPlan:
     """Fetch plan of one layer in a step of `n_new` tokens, for one stream.
 
     Offloading is taken in steady state: once a cached token is not resident, as many bytes leave the device
-    as the step adds. Source: docs/dre.md, KVMU.
+    as the step adds. `heads_together`: all KV heads share one choice, and a token's rows of all heads are one extent.
+    Source: docs/dre.md, KVMU.
 
     Raises
     ------
     ConservationError
         selected bytes differ from resident + reused + fetched, e.g. a cluster attended in part.
     """
+    if heads_together:
+        return _shared_fetch_list(config, state, selection, shape, n_new)
     by_cluster = config.mapping == "cluster" and bool(selection.tables)
     if by_cluster:
         units = _cluster_units(selection)
     else:
         units = _token_units(selection) if config.reuse == "lru" else _token_runs(selection)
-    row_bytes = -(-shape.head_dim * shape.kv_bits // 8)
+    row_bytes = -(-shape.kv_bytes(1) // 2)
     token_bytes = 2 * row_bytes
     held = np.zeros(len(units.unit), np.bool_)
     if config.reuse == "lru":
@@ -133,7 +137,8 @@ def fetch_list(
     resident_tokens = int((selection.attended & selection.resident).sum())
     _check_conservation(selection, resident_tokens, reused_tokens, n_tokens)
     extents = _extents(fetched, row_bytes, config.sector_bytes)
-    leaving_bytes = 0 if selection.resident.all() else n_new * shape.kv_bytes_per_token_layer
+    on_device = selection.resident if selection.evicted is None else selection.resident | selection.evicted
+    leaving_bytes = 0 if on_device.all() else n_new * shape.kv_bytes_per_token_layer
     table_bytes = 0
     if selection.tables:
         n_clusters = sum(table.n_clusters for table in selection.tables)
@@ -150,6 +155,23 @@ def fetch_list(
         table_bytes=table_bytes,
         state=state,
     )
+
+
+def _shared_fetch_list(
+    config: KvmuConfig, state: KvmuState, selection: LayerSelection, shape: ModelShape, n_new: int
+) -> FetchPlan:
+    """The heads' common choice as that of one head as wide as all of them; tokens still count once per KV head."""
+    attended, resident, evicted = selection.attended, selection.resident, selection.evicted
+    if any((mask != mask[:1]).any() for mask in (attended, resident)):
+        raise ConservationError(f"layer {selection.layer}: KV heads that share a choice differ")
+    n_heads = shape.n_kv_heads
+    wide = shape.model_copy(
+        update={"n_kv_heads": 1, "n_query_heads": shape.group, "head_dim": n_heads * shape.head_dim}
+    )
+    gone = None if evicted is None else evicted[:1]
+    one = replace(selection, attended=attended[:1], resident=resident[:1], evicted=gone)
+    plan = fetch_list(config, state, one, wide, n_new=n_new)
+    return replace(plan, n_tokens=n_heads * plan.n_tokens)
 
 
 def hc_table_bytes(
@@ -171,9 +193,7 @@ def _cluster_units(selection: LayerSelection) -> _Units:
     """Clusters to fetch, where they lie: one head's clusters in their order of departure."""
     n_heads, n_tables = len(selection.attended), len(selection.tables)
     if n_tables not in (1, n_heads):
-        raise ValueError(
-            f"layer {selection.layer} has {n_tables} HC tables; allowed: 1 or one per KV head ({n_heads})"
-        )
+        raise ValueError(f"layer {selection.layer} has {n_tables} HC tables; allowed: 1 or one per KV head ({n_heads})")
     starts = [_region_starts(table) for table in selection.tables]
     wanted = selection.attended & ~selection.resident
     columns = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 
@@ -18,6 +19,7 @@ from dre_sim.workload import (
     Gemm,
     Int64,
     LayerWork,
+    Method,
     PredictionWork,
     PredictMode,
     StepWork,
@@ -54,9 +56,7 @@ def head_gemms(shape: ModelShape, rows: int) -> tuple[Gemm, ...]:
     return (Gemm("lm_head", rows, shape.hidden, shape.vocab, weight_bytes),)
 
 
-def vision_gemms(
-    vision: VisionShape, images: int, tokens_per_frame: int, llm_hidden: int
-) -> tuple[Gemm, ...]:
+def vision_gemms(vision: VisionShape, images: int, tokens_per_frame: int, llm_hidden: int) -> tuple[Gemm, ...]:
     """Vision encoder and projector for `images` frames. Attention GEMMs carry no weights."""
     p, d, f = vision.n_patches, vision.hidden, vision.ffn
     per_element = vision.weight_bits // 8
@@ -75,7 +75,7 @@ def vision_gemms(
     )
     widths = [d] + [llm_hidden] * vision.projector_layers
     projector = tuple(
-        linear("projector", images * tokens_per_frame, a, b) for a, b in zip(widths, widths[1:], strict=False)
+        linear("projector", images * tokens_per_frame, a, b) for a, b in pairwise(widths)
     )
     return (linear("patch_embed", rows, vision.patch_elements, d), *block * vision.n_layers, *projector)
 
@@ -154,10 +154,7 @@ def dense_step(
 ) -> StepWork:
     """A step that attends to its whole cache, all of it on the device. `n_layers` limits the layers."""
     cached = np.full((batch, shape.n_kv_heads), kv_len, dtype=np.int64)
-    layers = [
-        _layer(shape, i, n_new, batch, cached)
-        for i in range(shape.n_layers if n_layers is None else n_layers)
-    ]
+    layers = [_layer(shape, i, n_new, batch, cached) for i in range(shape.n_layers if n_layers is None else n_layers)]
     return _step(shape, kind, n_new, batch, kv_len, "none", layers, "dense")
 
 
@@ -166,13 +163,12 @@ def lower(
     selections: Sequence[Selection],
     transfers: Sequence[Sequence[LayerTransfers]],
     predict: PredictMode,
-    hash_bits: int = 0,
+    method: Method,
     dre_jobs: Sequence[DreJob | None] | None = None,
 ) -> StepWork:
     """Turn one step's selections (one per stream of the batch) into a `StepWork`.
 
     transfers : per stream, per layer
-    hash_bits : code length of a policy that clusters, 0 otherwise
     dre_jobs : per layer, the whole batch; None on platforms without a DRE
     Raises ValueError where streams disagree on the step.
     """
@@ -188,13 +184,15 @@ def lower(
         job = dre_jobs[i] if dre_jobs is not None else None
         fetch = merge_fetches([m.fetch for m in moved])
         chunk_bytes = fetch.useful_bytes // fetch.extent_bytes.size if fetch is not None else 0
+        layer = _layer(shape, i, rows, batch, cached, chunk_bytes)
         layers.append(
             replace(
-                _layer(shape, i, rows, batch, cached, chunk_bytes),
+                layer,
+                vector_elements=layer.vector_elements + sum(sel.counts.vector_elements for sel in per_stream),
                 fetch=fetch,
                 offload_write_bytes=sum(m.offload_write_bytes for m in moved),
                 reorder_bytes=sum(m.reorder_bytes for m in moved),
-                prediction=_prediction(shape, per_stream, rows, predict, i, hash_bits, job),
+                prediction=_prediction(shape, per_stream, rows, predict, i, method, job),
             )
         )
     kv_len = selections[0].layers[0].n_cached
@@ -215,7 +213,7 @@ def _prediction(
     rows: int,
     predict: PredictMode,
     layer: int,
-    hash_bits: int,
+    method: Method,
     job: DreJob | None,
 ) -> PredictionWork | None:
     if predict == "none" or not any(sel.rows or sel.counts.score_macs for sel in streams):
@@ -225,32 +223,37 @@ def _prediction(
     element_bytes = shape.kv_bits // 8
     tables = sum(len(sel.tables) for sel in streams)
     hash_gemm = None
+    hash_bits = method.hash_bits
     if hash_bits and tables:
         # Hyperplanes are D_table x B; a table per head hashes D, a shared one H·D.
         depth = kv_dim * batch // tables
         hash_gemm = Gemm("hash", rows * tables, depth, hash_bits, depth * hash_bits * element_bytes)
     query_gemm = None
     if predict == "next_layer" and layer > 0:
-        q_dim = shape.n_query_heads * shape.head_dim
+        q_dim = max(sel.counts.query_columns for sel in streams) or shape.n_query_heads * shape.head_dim
         query_gemm = Gemm(
             "predict_query", rows * batch, shape.hidden, q_dim, shape.hidden * q_dim * shape.weight_bits // 8
         )
+    counts = [sel.counts for sel in streams]
+    score_rows = sum(c.score_rows or rows * shape.n_query_heads for c in counts)
+    score_macs = sum(c.score_macs for c in counts)
     columns = [len(r.candidates) for sel in streams for r in sel.rows]
-    score_rows = rows * shape.n_query_heads * batch
-    score_macs = sum(sel.counts.score_macs for sel in streams)
     return PredictionWork(
         hash_gemm=hash_gemm,
         query_gemm=query_gemm,
         score_macs=score_macs,
         # Each representative key is read once per step for all rows of its KV head.
-        score_read_bytes=score_macs // max(1, rows * shape.group) * element_bytes,
+        score_read_bytes=sum(
+            c.score_read_bytes or c.score_macs // max(1, rows * shape.group) * element_bytes for c in counts
+        ),
         exp_elements=sum(sel.counts.exp_elements for sel in streams),
         new_tokens=rows * batch,
-        clusters=round(sum(columns) / len(columns)) if columns else max(sel.n_cached for sel in streams),
+        clusters=round(sum(columns) / len(columns)) if columns else sum(c.score_elements for c in counts) // score_rows,
         tables=tables,
         score_rows=score_rows,
-        kv_heads=shape.n_kv_heads * batch,
+        kv_heads=batch if method.heads_together else shape.n_kv_heads * batch,
         table_read_bytes=sum(sel.counts.table_read_bytes for sel in streams),
         table_write_bytes=sum(sel.counts.table_write_bytes for sel in streams),
         dre=job,
+        cut=method.cut,
     )

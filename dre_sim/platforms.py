@@ -7,6 +7,7 @@ one layer"; what overlaps is decided by dependencies and shared resources alone.
 from __future__ import annotations
 
 from collections import Counter
+from functools import lru_cache, partial
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -22,6 +23,11 @@ from dre_sim.scheduler import TaskGraph
 from dre_sim.timeline import Timeline
 from dre_sim.workload import AttentionWork, FetchWork, Gemm, LayerWork, PredictionWork, StepWork
 from dre_sim.wtu import WtuConfig
+
+# Passes of the vector engine over the scores where no DRE unit cuts them: a merge sort's are as many as the number of
+# columns has bits (0 here); the k-th largest of 16-bit scores is bisected bit by bit, then marked; InfiniGen also
+# takes the maximum and counts. Assumed: the paper gives its engine no sorter.
+CUT_PASSES = {"wicsum": 0, "topk": 17, "threshold": 19}
 
 
 class VRexConfig(BaseModel):
@@ -67,6 +73,8 @@ class _StepOnVRex:
         self.actions: Counter[str] = Counter()
         self.fetched: dict[int, int] = {}
         self.layer_end: dict[int, int] = {}
+        # The layers of a step repeat a few shapes.
+        self._gemm_cost = lru_cache(maxsize=None)(partial(lxe_model.gemm, config.lxe))
 
     def timeline(self) -> Timeline:
         start = self._vision()
@@ -131,6 +139,8 @@ class _StepOnVRex:
             return after
         if p.hash_gemm is not None:
             after = self._gemm(p.hash_gemm, "prediction", layer.layer, (after,))
+        if p.tables == 0:
+            return self._update(p, layer.layer, after)
         if p.dre is None:
             # Without a DRE the vector engine compares codes: one operation per cluster and new token.
             return self._vector("prediction", layer.layer, p.new_tokens * p.clusters, (after,))
@@ -148,6 +158,24 @@ class _StepOnVRex:
             dram_ps=self._dram_ps(p.dre.hcu_table_bytes + p.table_read_bytes)
             + self._dram_ps(p.table_write_bytes, write=True),
             dram_bytes=p.dre.hcu_table_bytes + p.table_read_bytes + p.table_write_bytes,
+        )
+
+    def _update(self, p: PredictionWork, layer: int, after: int) -> int:
+        """What a policy without HC tables keeps of new keys, on the vector engine: means, bounds or partial keys."""
+        if p.table_write_bytes == 0:
+            return after
+        vector = lxe_model.vector(self.config.lxe, p.table_write_bytes // 2, lxe_model.ELEMENTWISE_OPS)
+        self.actions["vpe_ops"] += vector.ops
+        self.actions["dram_read_bytes"] += p.table_read_bytes
+        self.actions["dram_write_bytes"] += p.table_write_bytes
+        return self.graph.add(
+            "lxe",
+            "prediction",
+            layer,
+            self._cycles_ps(vector.cycles),
+            (after,),
+            dram_ps=self._dram_ps(p.table_read_bytes) + self._dram_ps(p.table_write_bytes, write=True),
+            dram_bytes=p.table_read_bytes + p.table_write_bytes,
         )
 
     def _predict(self, target: LayerWork, query: int, clustered: int) -> None:
@@ -184,10 +212,10 @@ class _StepOnVRex:
         )
 
     def _threshold(self, p: PredictionWork, layer: int, after: int) -> int:
-        """WTU and the KVMU's look-ups, or a sort on the vector engine where there is no DRE."""
+        """WTU and the KVMU's look-ups, or a sort or selection on the vector engine where there is no DRE."""
         if p.dre is None:
-            levels = max(1, p.clusters.bit_length())
-            return self._vector("prediction", layer, p.score_rows * p.clusters * levels, (after,))
+            passes = CUT_PASSES[p.cut] or max(1, p.clusters.bit_length())
+            return self._vector("prediction", layer, p.score_rows * p.clusters * passes, (after,))
         self.actions["wtu_elements"] += p.dre.wtu_elements
         self.actions["wtu_rows"] += p.dre.wtu_rows
         self.actions["wtu_union_words"] += p.dre.wtu_union_words
@@ -265,11 +293,9 @@ class _StepOnVRex:
 
     # -- units ----------------------------------------------------------------------------------------
 
-    def _gemm(
-        self, gemm: Gemm, what: str, layer: int, after: tuple[int, ...], vector_elements: int = 0
-    ) -> int:
+    def _gemm(self, gemm: Gemm, what: str, layer: int, after: tuple[int, ...], vector_elements: int = 0) -> int:
         """One matrix product streaming its weights; element-wise work rides along on the VPE."""
-        cost = lxe_model.gemm(self.config.lxe, gemm.m, gemm.k, gemm.n)
+        cost = self._gemm_cost(gemm.m, gemm.k, gemm.n)
         vector = lxe_model.vector(self.config.lxe, vector_elements, lxe_model.ELEMENTWISE_OPS)
         weight_bytes = gemm.weight_bytes * cost.weight_passes
         self.actions["dpe_macs"] += gemm.macs

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from resv.trace import StepKind
 
 Int64 = NDArray[np.int64]
+Cut = Literal["wicsum", "topk", "threshold"]
 PredictMode = Literal["none", "same_layer", "next_layer"]
 
 
@@ -65,7 +66,7 @@ class AttentionWork:
         batch, heads = self.cached_tokens.shape
         cached = int(self.cached_tokens.sum()) * self.rows
         new = batch * heads * self.rows * (self.rows + 1) // 2
-        return 2 * self.group * self.head_dim * (cached + new)
+        return int(2 * self.group * self.head_dim * (cached + new))
 
 
 @dataclass(frozen=True)
@@ -106,14 +107,29 @@ class DreJob:
 
 
 @dataclass(frozen=True)
+class Method:
+    """What a platform must know of how a policy chooses, beside what was counted.
+
+    cut : how scores become a choice;  hash_bits : code length of a policy that clusters, 0 otherwise
+    heads_together : the KV heads of a stream share one choice, and their K and V lie side by side on the tier
+    """
+
+    cut: Cut = "wicsum"
+    hash_bits: int = 0
+    heads_together: bool = False
+
+
+@dataclass(frozen=True)
 class PredictionWork:
     """What predicting one layer's selection asks for, all streams of the batch together.
 
     A GPU does all of it in software; a V-Rex core gives the GEMMs and exponentials to the LXE and the
     rest to the DRE (`dre`, None on platforms without one).
 
-    new_tokens : N · batch;  clusters : candidate clusters C (mean over streams and heads)
-    score_rows : N · G rows of every KV head and stream;  tables : HC tables updated
+    new_tokens : N · batch;  clusters : what a row is scored against: clusters C, frames, pages or tokens (mean over
+    streams and heads);  score_rows : N · G rows of every KV head and stream
+    tables : HC tables updated, 0 where nothing is clustered;  kv_heads : choices made, one per KV head and stream, or
+    one per stream where its heads share it
     """
 
     hash_gemm: Gemm | None
@@ -129,6 +145,7 @@ class PredictionWork:
     table_read_bytes: int
     table_write_bytes: int
     dre: DreJob | None = None
+    cut: Cut = "wicsum"
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,8 @@ token-major storage, which are never copied. Knows masks, not the policies that 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -79,6 +81,50 @@ def full_attention(queries: Array, keys: Array, values: Array, step_keys: Array,
     return light_attention(queries, keys, values, None, step_keys, step_values)
 
 
+@dataclass(frozen=True)
+class FullHead:
+    """Full attention of one KV head's rows R = G·N, kept for comparison with any number of selections.
+
+    query : (G, N, D), scaled;  weights : (R, S) exponentials of the cached logits;  own : (R, N) of the step's own
+    heaviest : (R, k) cached tokens;  mass : (R, 1), sum of all exponentials
+    values, step_values : (S, D) and (N, D);  output : (R, D); all three None where nobody asked for values
+    """
+
+    query: NDArray[np.float32]
+    keys: NDArray[np.float32]
+    step_keys: NDArray[np.float32]
+    weights: NDArray[np.float32]
+    own: NDArray[np.float32]
+    heaviest: NDArray[np.int64]
+    mass: NDArray[np.float32]
+    values: NDArray[np.float32] | None = None
+    step_values: NDArray[np.float32] | None = None
+    output: NDArray[np.float32] | None = None
+
+
+def full_heads(
+    queries: Array, keys: Array, values: Array | None, step_keys: Array, step_values: Array | None, topk: int = 64
+) -> tuple[FullHead, ...]:
+    """Full attention of every KV head, computed once for any number of selections; shapes as in `fidelity`."""
+    n_heads = keys.shape[0]
+    group = queries.shape[0] // n_heads
+    query = in_float32(to_numpy(queries))
+    heads = []
+    for h in range(n_heads):
+        arrays: tuple[Array, ...] = (keys[h], step_keys[h])
+        if values is not None and step_values is not None:
+            arrays = (*arrays, values[h], step_values[h])
+        heads.append(_full_head(query[h * group : (h + 1) * group], topk, *(in_float32(to_numpy(a)) for a in arrays)))
+    return tuple(heads)
+
+
+def fidelity_to(full: Sequence[FullHead], attended: Array) -> Fidelity:
+    """How close attention over `attended` (H, S) is to full attention, per KV head."""
+    heads = [_head_fidelity(head, to_numpy(attended[h])) for h, head in enumerate(full)]
+    mass, overlap, error = np.array(heads, dtype=np.float64).reshape(len(full), 3).T
+    return Fidelity(mass, overlap, error)
+
+
 def fidelity(
     queries: Array,
     keys: Array,
@@ -93,66 +139,84 @@ def fidelity(
     Masses include the step's own tokens, which are always attended. `queries` are the true ones, whatever
     the policy predicted with. Without values `output_rel_error` is NaN.
     """
-    n_heads = keys.shape[0]
-    group = queries.shape[0] // n_heads
-    query = in_float32(to_numpy(queries))
-    heads = []
-    for h in range(n_heads):
-        arrays = (
-            keys[h],
-            step_keys[h],
-            *(() if values is None or step_values is None else (values[h], step_values[h])),
-        )
-        heads.append(
-            _head_fidelity(
-                query[h * group : (h + 1) * group],
-                to_numpy(attended[h]),
-                topk,
-                *(in_float32(to_numpy(a)) for a in arrays),
-            )
-        )
-    mass, overlap, error = np.array(heads, dtype=np.float64).reshape(n_heads, 3).T
-    return Fidelity(mass, overlap, error)
+    return fidelity_to(full_heads(queries, keys, values, step_keys, step_values, topk), attended)
 
 
 # Below this share of the full mass a row's kept weights are few float32 digits or none.
 THIN_MASS = np.float32(1e-20)
 
 
-def _head_fidelity(
+def _full_head(
     query: NDArray[np.float32],
-    attended: NDArray[np.bool_],
     topk: int,
     keys: NDArray[np.float32],
     step_keys: NDArray[np.float32],
     values: NDArray[np.float32] | None = None,
     step_values: NDArray[np.float32] | None = None,
-) -> tuple[float, float, float]:
-    """Mass kept, top-k overlap and output error of one KV head; exponentials are taken once."""
-    dim = query.shape[-1]
-    query = query * np.float32(dim**-0.5)
+) -> FullHead:
+    """Exponentials are taken once; `query` is (G, N, D)."""
+    query = query * np.float32(query.shape[-1] ** -0.5)
+    heaviest, weights, own, mass = _exponentials(query, keys, step_keys, topk)
+    if values is None or step_values is None:
+        return FullHead(query, keys, step_keys, weights, own, heaviest, mass)
+    output = np.asarray((weights @ values + own @ step_values) / mass, dtype=np.float32)
+    return FullHead(query, keys, step_keys, weights, own, heaviest, mass, values, step_values, output)
+
+
+def _exponentials(
+    query: NDArray[np.float32], keys: NDArray[np.float32], step_keys: NDArray[np.float32], topk: int = 0
+) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32]]:
+    """Heaviest cached tokens, exponentials of the cached and of the step's own logits, their sums per row."""
     own = _step_logits(query, step_keys).reshape(-1, step_keys.shape[0])
-    weights = query.reshape(-1, dim) @ keys.T
+    weights = query.reshape(-1, query.shape[-1]) @ keys.T
     heaviest = topk_indices(weights, topk)
-    overlap = float(attended[heaviest].mean()) if heaviest.size else 1.0
     peak = np.maximum(weights.max(axis=1, initial=-np.inf), own.max(axis=1))[:, None]
     np.exp(np.subtract(weights, peak, out=weights), out=weights)
     own = np.exp(own - peak)
+    return heaviest, weights, own, (weights.sum(axis=1) + own.sum(axis=1))[:, None]
+
+
+def restored_fidelity(full: Sequence[FullHead], keys: Array, values: Array) -> Fidelity:
+    """As `fidelity_to`, of a policy that leaves nothing out but stores with less precision: only the output errs.
+
+    keys, values : (H, S, D) as they are read back
+    """
+    errors = np.zeros(len(full))
+    for h, head in enumerate(full):
+        weights, own, mass = _exponentials(head.query, in_float32(to_numpy(keys[h])), head.step_keys)[1:]
+        assert head.output is not None
+        assert head.step_values is not None
+        output = (weights @ in_float32(to_numpy(values[h])) + own @ head.step_values) / mass
+        errors[h] = np.linalg.norm(output - head.output) / np.linalg.norm(head.output)
+    return Fidelity(np.ones(len(full)), np.ones(len(full)), errors)
+
+
+def _head_fidelity(full: FullHead, attended: NDArray[np.bool_]) -> tuple[float, float, float]:
+    """Mass kept, top-k overlap and output error of one KV head."""
+    overlap = float(attended[full.heaviest].mean()) if full.heaviest.size else 1.0
     chosen = np.flatnonzero(attended)
-    kept = weights if len(chosen) == len(attended) else weights[:, chosen]
-    mass_all = (weights.sum(axis=1) + own.sum(axis=1))[:, None]
-    mass_kept = (kept.sum(axis=1) + own.sum(axis=1))[:, None]
-    mass = float((mass_kept / mass_all).mean(dtype=np.float64))
-    if values is None or step_values is None:
+    everything = len(chosen) == len(attended)
+    kept = full.weights if everything else full.weights[:, chosen]
+    mass_kept = (kept.sum(axis=1) + full.own.sum(axis=1))[:, None]
+    mass = float((mass_kept / full.mass).mean(dtype=np.float64))
+    if full.values is None or full.step_values is None or full.output is None:
         return mass, overlap, math.nan
-    recent = own @ step_values
-    full = (weights @ values + recent) / mass_all
-    light = full if kept is weights else (kept @ values[chosen] + recent) / np.maximum(mass_kept, THIN_MASS)
+    if everything:
+        return mass, overlap, 0.0
+    light = (kept @ full.values[chosen] + full.own @ full.step_values) / np.maximum(mass_kept, THIN_MASS)
     thin = np.flatnonzero(mass_kept[:, 0] < THIN_MASS)
     if thin.size:
-        # A row that kept next to nothing has lost its digits against the full maximum: take its own.
-        own_logits = _step_logits(query, step_keys).reshape(-1, step_keys.shape[0])[thin]
-        logits = np.concatenate([query.reshape(-1, dim)[thin] @ keys[chosen].T, own_logits], axis=1)
-        rest = np.exp(logits - logits.max(axis=1, keepdims=True))
-        light[thin] = rest @ np.concatenate([values[chosen], step_values]) / rest.sum(axis=1, keepdims=True)
-    return mass, overlap, float(np.linalg.norm(light - full) / np.linalg.norm(full))
+        light[thin] = _thin_rows(full, chosen, thin)
+    return mass, overlap, float(np.linalg.norm(light - full.output) / np.linalg.norm(full.output))
+
+
+def _thin_rows(full: FullHead, chosen: NDArray[np.int64], thin: NDArray[np.int64]) -> NDArray[np.float32]:
+    """Outputs of rows that kept next to nothing and lost their digits against the full maximum: by their own."""
+    assert full.values is not None
+    assert full.step_values is not None
+    own = _step_logits(full.query, full.step_keys).reshape(-1, len(full.step_keys))[thin]
+    rows = full.query.reshape(-1, full.query.shape[-1])[thin]
+    logits = np.concatenate([rows @ full.keys[chosen].T, own], axis=1)
+    rest = np.exp(logits - logits.max(axis=1, keepdims=True))
+    values = np.concatenate([full.values[chosen], full.step_values])
+    return np.asarray(rest @ values / rest.sum(axis=1, keepdims=True))

@@ -57,7 +57,8 @@ def recent_window(n_cached: int, capacity: int | None) -> NDArray[np.bool_]:
 class CacheAccount:
     """Bytes of keys and values of one layer at one step, all KV heads.
 
-    cached = resident + offloaded;  attended = hit (resident) + fetched;  appended: the step's new tokens
+    cached = resident + offloaded, what was evicted left out;  attended = hit (resident) + fetched
+    appended: the step's new tokens
     """
 
     cached_bytes: int
@@ -75,58 +76,65 @@ def account(selection: LayerSelection, shape: ModelShape, n_new: int) -> CacheAc
     Raises
     ------
     ConservationError
-        masks of unlike shape, or a token that is neither attended nor a candidate for being left out.
+        masks of unlike shape, a token that is neither attended nor a candidate for being left out, or an evicted
+        one that is still used.
     """
     attended, resident, candidates = selection.attended, selection.resident, selection.candidates
     if not attended.shape == resident.shape == candidates.shape:
         raise ConservationError(
-            f"layer {selection.layer}: masks of unlike shape "
-            f"{attended.shape}, {resident.shape}, {candidates.shape}"
+            f"layer {selection.layer}: masks of unlike shape {attended.shape}, {resident.shape}, {candidates.shape}"
         )
-    forgotten = ~attended & ~candidates
+    evicted = np.zeros_like(attended) if selection.evicted is None else selection.evicted
+    if (evicted & (attended | resident | candidates)).any():
+        raise ConservationError(f"layer {selection.layer}: an evicted token is attended, resident or a candidate")
+    forgotten = ~attended & ~candidates & ~evicted
     if forgotten.any():
         head, token = np.argwhere(forgotten)[0]
         raise ConservationError(
             f"layer {selection.layer}, KV head {head}: token {token} is left out but was no candidate"
         )
-    head_token_bytes = 2 * shape.head_dim * shape.kv_bits // 8
 
     def size(mask: NDArray[np.bool_]) -> int:
-        return int(np.count_nonzero(mask)) * head_token_bytes
+        return shape.kv_bytes(int(np.count_nonzero(mask)))
 
+    on_device, on_tier = size(resident), size(~resident & ~evicted)
+    hit, fetched = size(attended & resident), size(attended & ~resident)
     return CacheAccount(
-        cached_bytes=attended.size * head_token_bytes,
-        resident_bytes=size(resident),
-        offloaded_bytes=size(~resident),
-        attended_bytes=size(attended),
-        hit_bytes=size(attended & resident),
-        fetched_bytes=size(attended & ~resident),
+        cached_bytes=on_device + on_tier,
+        resident_bytes=on_device,
+        offloaded_bytes=on_tier,
+        attended_bytes=hit + fetched,
+        hit_bytes=hit,
+        fetched_bytes=fetched,
         appended_bytes=n_new * shape.kv_bytes_per_token_layer,
     )
 
 
 class Ledger:
-    """Tokens of one layer that entered the cache and left the device, each counted once per KV head."""
+    """Tokens of one layer that entered the cache, left the device or were dropped, each once per KV head."""
 
     def __init__(self) -> None:
         self.appended = 0
         self.offloaded = 0
+        self.evicted = 0
 
     @property
     def resident(self) -> int:
-        return self.appended - self.offloaded
+        return self.appended - self.offloaded - self.evicted
 
-    def append(self, n_new: int, resident: int) -> None:
-        """Book `n_new` tokens, after which `resident` are on the device; the rest was written to the tier.
+    def append(self, n_new: int, resident: int, evicted: int = 0) -> None:
+        """Book `n_new` tokens, after which `resident` are on the device and `evicted` gone; the rest is on the tier.
 
         Raises
         ------
         ConservationError
-            more resident tokens than there can be: offloaded tokens never come back for good.
+            more resident tokens than there can be: offloaded tokens never come back for good, evicted ones never.
         """
-        if n_new < 0 or not 0 <= resident <= self.resident + n_new:
+        offloaded = self.appended + n_new - resident - evicted
+        if n_new < 0 or not 0 <= resident <= self.resident + n_new or evicted < self.evicted or offloaded < 0:
             raise ConservationError(
-                f"{n_new} tokens joined {self.resident} resident ones, after which {resident} are resident"
+                f"{n_new} tokens joined {self.resident} resident and {self.evicted} evicted ones, after which "
+                f"{resident} are resident and {evicted} evicted"
             )
         self.appended += n_new
-        self.offloaded = self.appended - resident
+        self.offloaded, self.evicted = offloaded, evicted

@@ -83,6 +83,10 @@ class Counts:
     selected_prefix_elements : elements selected, summed over the rows (before their union)
     exact_prefix_elements : the same for exact sorted prefixes; the difference is what ranges overshoot
     rows_without_mass : score rows whose weighted sum was not positive, which keep their top cluster only
+    score_rows : rows that were scored, 0 = every new token of every query head
+    score_read_bytes : what scoring reads, 0 = each scored key once per KV head
+    query_columns : columns of the query projection that a prediction needs, 0 = all
+    vector_elements : element-wise work beside the prediction, such as quantising and dequantising
     """
 
     hash_macs: int = 0
@@ -96,6 +100,10 @@ class Counts:
     rows_without_mass: int = 0
     table_read_bytes: int = 0
     table_write_bytes: int = 0
+    score_rows: int = 0
+    score_read_bytes: int = 0
+    query_columns: int = 0
+    vector_elements: int = 0
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,7 @@ class LayerSelection:
     candidates : (H, S) bool, tokens the policy could have left out (the denominator of its ratio)
     tables, updates : one per HC table (one shared by the KV heads, or H), empty for other policies
     rows : one `ScoreRows` per KV head, empty for other policies
+    evicted : (H, S) bool, tokens that are gone for good: neither attended, candidates nor resident; None = none
 
     Fetched tokens are `attended & ~resident`; conservation: attended = resident part + fetched.
     """
@@ -119,6 +128,7 @@ class LayerSelection:
     tables: tuple[ClusterTable, ...] = ()
     updates: tuple[ClusterUpdate, ...] = ()
     rows: tuple[ScoreRows, ...] = ()
+    evicted: Bool | None = None
 
     @property
     def n_cached(self) -> int:

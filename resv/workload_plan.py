@@ -29,6 +29,9 @@ class ProbeWorkload(BaseModel):
     )
     stages: tuple[StepKind, ...] = Field(default=("frame", "question", "decode"), min_length=1)
     question_tokens: int = Field(default=25, ge=1)
+    warmup_frames: int = Field(
+        default=0, ge=0, description="frames before each length that are probed too, for what a device keeps of them"
+    )
 
     @model_validator(mode="after")
     def _check(self) -> ProbeWorkload:
@@ -42,6 +45,11 @@ class ProbeWorkload(BaseModel):
         """Frames up to and including the step at the longest length."""
         return self.kv_lengths_tokens[-1] // tokens_per_frame + 1
 
+    def measures(self, step: Step, tokens_per_frame: int) -> bool:
+        """Whether a probed step has rows; frames that only warm up have none."""
+        lengths = {length // tokens_per_frame * tokens_per_frame for length in self.kv_lengths_tokens}
+        return self.warmup_frames == 0 or step.first_token in lengths
+
 
 class SessionWorkload(BaseModel):
     """Frames, then a question, then an answer token by token; every step is probed. Defaults: the paper's mean."""
@@ -54,6 +62,10 @@ class SessionWorkload(BaseModel):
 
     def frames_needed(self, tokens_per_frame: int) -> int:
         return self.frames
+
+    def measures(self, step: Step, tokens_per_frame: int) -> bool:
+        """Every step of a session has rows."""
+        return True
 
 
 Workload = ProbeWorkload | SessionWorkload
@@ -102,7 +114,9 @@ def _plan_session(workload: SessionWorkload, n_frames: int, tokens_per_frame: in
 def _plan_probes(workload: ProbeWorkload, n_frames: int, tokens_per_frame: int) -> Plan:
     n_frames = min(n_frames, workload.frames_needed(tokens_per_frame))
     sizes: dict[StepKind, int] = {"frame": tokens_per_frame, "question": workload.question_tokens, "decode": 1}
-    probes, skipped = [], {}
+    probes: list[Step] = []
+    skipped = {}
+    measured = {length // tokens_per_frame for length in workload.kv_lengths_tokens}
     for length in workload.kv_lengths_tokens:
         frame = length // tokens_per_frame
         if frame >= n_frames:
@@ -111,6 +125,9 @@ def _plan_probes(workload: ProbeWorkload, n_frames: int, tokens_per_frame: int) 
                 f"has {n_frames} ({n_frames * tokens_per_frame} tokens)"
             )
             continue
+        begin = probes[-1].first_token // tokens_per_frame + 1 if probes else 0
+        warmup = range(max(begin, frame - workload.warmup_frames), frame)
+        probes += [Step("frame", f * tokens_per_frame, tokens_per_frame) for f in warmup if f not in measured]
         for stage, n_tokens in sizes.items():
             if stage in workload.stages:
                 probes.append(Step(stage, frame * tokens_per_frame, n_tokens, in_stream=stage == "frame"))

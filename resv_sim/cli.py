@@ -10,8 +10,12 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+
+if TYPE_CHECKING:
+    from resv_sim.yaml_source import Node
 
 COMMAND = "resv-sim"
 LISTS = ("models", "policies", "platforms", "configs")
@@ -22,6 +26,8 @@ LISTS = ("models", "policies", "platforms", "configs")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: results/<name>]")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override one value; may repeat.")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Parallel workers.")
+@click.option("--scheduler", metavar="ADDRESS", help="Run a sweep on the workers of a dask scheduler.")
+@click.option("--resume", is_flag=True, help="Go on with a sweep that was interrupted.")
 @click.option("--no-cache", is_flag=True, help="Compute every stage anew.")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.option("--version", is_flag=True, help="Show the version and exit.")
@@ -32,6 +38,8 @@ def main(
     out: Path | None,
     settings: tuple[str, ...],
     jobs: int,
+    scheduler: str | None,
+    resume: bool,
     no_cache: bool,
     debug: bool,
     version: bool,
@@ -54,7 +62,17 @@ def main(
         click.echo(context.get_help())
     else:
         with explained(debug):
-            run_experiment(config, settings, out, jobs, use_cache=not no_cache)
+            from resv_sim.config import load_tree
+
+            tree, source = load_tree(config, settings)
+            if tree.child("sweep") is not None:
+                run_sweep(tree, source, out, jobs, scheduler, resume=resume, use_cache=not no_cache)
+            elif scheduler is not None or resume:
+                raise ValueError(
+                    f"--{'resume' if resume else 'scheduler'} is for sweeps; {source} has no section 'sweep'"
+                )
+            else:
+                run_experiment(config, settings, out, jobs, use_cache=not no_cache)
 
 
 @main.command("list")
@@ -105,7 +123,6 @@ def check(debug: bool, file: Path) -> None:
     """Read all of a trace file and check it against the schema."""
     with explained(debug):
         from resv.trace_file import RecordedTrace
-
         from resv_sim.progress import Progress
 
         recorded = RecordedTrace(file)
@@ -148,6 +165,22 @@ def reproduce(
         command.run(figures, out, jobs, use_cache=not no_cache, as_json=as_json)
 
 
+@main.command()
+@click.argument("results", type=click.Path(path_type=Path))
+@click.argument("point")
+@click.argument("other", required=False)
+@click.pass_obj
+def explain(debug: bool, results: Path, point: str, other: str | None) -> None:
+    """Say where a sweep point's time and energy go, and what changed against OTHER.
+
+    RESULTS is a sweep's output folder; a point is its number or the start of its id, and OTHER may be 'baseline'.
+    """
+    with explained(debug):
+        from resv_sim.sweep.explain import explanation
+
+        click.echo(explanation(results, point, other))
+
+
 @contextmanager
 def explained(debug: bool) -> Iterator[None]:
     """Turn what the user can mend into one paragraph and exit code 2."""
@@ -158,6 +191,23 @@ def explained(debug: bool) -> Iterator[None]:
             raise
         click.echo(f"{COMMAND}: error: {' '.join(str(error).split())}", err=True)
         sys.exit(2)
+
+
+def run_sweep(
+    tree: Node, source: str, out: Path | None, jobs: int, scheduler: str | None, *, resume: bool, use_cache: bool
+) -> None:
+    """Run or go on with a sweep, write its folder and print what came of it."""
+    from resv_sim.sweep.job import run_sweep as run_all
+    from resv_sim.sweep.report import summary, write_report
+    from resv_sim.sweep.space import sweep_of
+
+    sweep = sweep_of(tree, source)
+    folder = out or Path("results") / sweep.base.name
+    click.echo(f"{sweep.base.name}: {source}", err=True)
+    records = run_all(sweep, folder, jobs, scheduler=scheduler, resume=resume, use_cache=use_cache)
+    write_report(sweep, records, folder)
+    click.echo(summary(sweep, records))
+    click.echo(f"Results in {folder}")
 
 
 def run_experiment(config: str, settings: tuple[str, ...], out: Path | None, jobs: int, *, use_cache: bool) -> None:

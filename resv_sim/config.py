@@ -153,14 +153,27 @@ def _require(name: str, known: Mapping[str, object] | Sequence[str], what: str) 
 def load_experiment(name_or_path: str, settings: Sequence[str] = ()) -> tuple[Experiment, str]:
     """The experiment and the file it came from. Raises `ConfigError`.
 
-    `settings` are `a.b=value` overrides, applied in order before anything is validated.
+    `settings` are `a.b=value` overrides, applied in order before anything is validated. Of a sweep's file it
+    is the experiment that the sweep varies.
     """
+    tree, source = load_tree(name_or_path, settings)
+    without_sweep = {key: child for key, child in tree.value.items() if key != "sweep"}
+    return experiment_of(Node(without_sweep, tree.origin)), source
+
+
+def load_tree(name_or_path: str, settings: Sequence[str] = ()) -> tuple[Node, str]:
+    """An experiment's file as written, `settings` applied, and its name. Raises `ConfigError`."""
     path = library.find(name_or_path)
     tree = read_yaml(path)
     for setting in settings:
         tree = library.with_override(tree, setting)
+    return tree, shown(path)
+
+
+def experiment_of(tree: Node) -> Experiment:
+    """The experiment of a tree, references followed. Raises `ConfigError`."""
     unpriced = library.expand(tree, [family for family in library.FAMILIES if family != "energy"])
-    return validated(Experiment, _priced(unpriced)), shown(path)
+    return validated(Experiment, _priced(unpriced))
 
 
 def descriptions(family: str) -> dict[str, str]:

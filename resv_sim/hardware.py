@@ -13,7 +13,7 @@ from dre_sim.dre import simulate_dre_layer
 from dre_sim.kvmu import FetchPlan, KvmuConfig, KvmuState, fetch_list
 from dre_sim.lowering import LayerTransfers
 from dre_sim.platforms import VRexConfig
-from dre_sim.workload import DreJob
+from dre_sim.workload import DreJob, Method
 from energy_models.scaling import UnitParameters
 from resv.policies.base import Policy
 from resv.policies.resv import ReSV
@@ -40,18 +40,58 @@ def layer_on_platform(
 
     Raises DisagreementError where a unit selects something else than the policy did.
     """
+    plans = fetch_plans(kvmu_of(platform, policy), policy, trace, selections)
+    return on_platform(plans, dre_jobs(platform, policy, selections))
+
+
+def kvmu_of(platform: Any, policy: Policy) -> KvmuConfig:
+    """How a platform lays a policy's tokens out and what it keeps of what it fetched.
+
+    Tokens in order of arrival share a drive's sectors, and each sector is read once.
+    """
     kvmu = platform.kvmu if isinstance(platform, VRexConfig) else SOFTWARE_LAYOUT
+    ssd = platform.offload.ssd
+    if ssd is None or policy.granularity == "cluster":
+        return kvmu
+    return kvmu.model_copy(update={"sector_bytes": max(kvmu.sector_bytes, ssd.sector_bytes)})
+
+
+def fetch_plans(
+    kvmu: KvmuConfig, policy: Policy, trace: KVTrace, selections: Sequence[LayerSelection]
+) -> tuple[FetchPlan, ...]:
+    """One layer's fetch plan per probe, in stream order."""
     state = KvmuState.empty()
     plans: list[FetchPlan] = []
-    jobs: list[DreJob | None] = []
-    hash_bits = policy.hash_bits if isinstance(policy, ReSV) else 0
+    method, shape = method_of(policy), policy.stored_shape(trace.shape)
     for step, selection in zip(trace.probes, selections, strict=True):
-        plan = fetch_list(kvmu, state, selection, trace.shape, n_new=step.n_tokens, hash_bits=hash_bits)
+        plan = fetch_list(
+            kvmu,
+            state,
+            selection,
+            shape,
+            n_new=step.n_tokens,
+            hash_bits=method.hash_bits,
+            heads_together=method.heads_together,
+        )
         state = plan.state
         plans.append(plan)
-        jobs.append(_dre_job(platform, policy, selection))
+    return tuple(plans)
+
+
+def dre_jobs(platform: Any, policy: Policy, selections: Sequence[LayerSelection]) -> tuple[DreJob | None, ...]:
+    """One layer's DRE job per probe; None where the platform or the policy has no use for a DRE."""
+    return tuple(_dre_job(platform, policy, selection) for selection in selections)
+
+
+def on_platform(plans: Sequence[FetchPlan], jobs: Sequence[DreJob | None]) -> LayerOnPlatform:
+    """Plans and jobs of one layer put together."""
     transfers = tuple(LayerTransfers(p.work, p.offload_write_bytes, p.reorder_bytes) for p in plans)
     return LayerOnPlatform(transfers, tuple(jobs), tuple(p.table_bytes for p in plans))
+
+
+def method_of(policy: Policy) -> Method:
+    """What platforms must know of a policy beside what it counted."""
+    return Method(policy.cut, policy.hash_bits if isinstance(policy, ReSV) else 0, policy.heads_together)
 
 
 def _dre_job(platform: Any, policy: Policy, selection: LayerSelection) -> DreJob | None:

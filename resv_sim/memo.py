@@ -24,6 +24,7 @@ from resv.selection import ClusterTable, ClusterUpdate, Counts, Fidelity, LayerS
 Arrays = dict[str, NDArray[Any]]
 
 SCHEMA = 1
+MASKS = ("attended", "resident", "candidates", "evicted")
 
 
 def cache_directory() -> Path:
@@ -55,6 +56,11 @@ class Memo:
 
     def __init__(self, directory: Path | None) -> None:
         self.directory = directory
+
+    def holds(self, key: str) -> bool:
+        """Whether something is stored under the key, readable or not."""
+        path = self._path(key)
+        return path is not None and path.exists()
 
     def load(self, key: str) -> Arrays | None:
         path = self._path(key)
@@ -98,7 +104,9 @@ def pack_layers(selections: tuple[LayerSelection, ...], fidelity: tuple[Fidelity
     out: Arrays = {"layer": np.array([s.layer for s in selections], dtype=np.int64)}
     for p, sel in enumerate(selections):
         out[f"{p}.shape"] = np.array(sel.attended.shape, dtype=np.int64)
-        for name in ("attended", "resident", "candidates"):
+        for name in MASKS:
+            if getattr(sel, name) is None:
+                continue
             out[f"{p}.{name}"] = np.packbits(getattr(sel, name), axis=None)
         out[f"{p}.counts"] = np.array(list(asdict(sel.counts).values()), dtype=np.int64)
         out[f"{p}.sizes"] = np.array([len(sel.tables), len(sel.updates), len(sel.rows)], dtype=np.int64)
@@ -117,7 +125,8 @@ def unpack_layers(arrays: Arrays) -> tuple[tuple[LayerSelection, ...], tuple[Fid
         heads, cached = (int(x) for x in arrays[f"{p}.shape"])
         masks = {
             name: np.unpackbits(arrays[f"{p}.{name}"], count=heads * cached).astype(bool).reshape(heads, cached)
-            for name in ("attended", "resident", "candidates")
+            for name in MASKS
+            if f"{p}.{name}" in arrays
         }
         n_tables, n_updates, n_rows = (int(x) for x in arrays[f"{p}.sizes"])
         names = [f.name for f in fields(Counts)]

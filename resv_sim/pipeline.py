@@ -23,9 +23,9 @@ from resv.policies.base import Policy
 from resv.selection import Selection
 from resv.trace import KVTrace, Step
 from resv_sim import reporting
-from resv_sim.config import Experiment
+from resv_sim.config import Experiment, RunConfig
 from resv_sim.functional import LayerOutcome, correlation_statistics, functional_layer
-from resv_sim.hardware import LayerOnPlatform, layer_on_platform, merge_jobs, unit_parameters
+from resv_sim.hardware import LayerOnPlatform, layer_on_platform, merge_jobs, method_of, unit_parameters
 from resv_sim.memo import Memo, cache_directory
 from resv_sim.progress import Progress
 from resv_sim.provenance import git_revision
@@ -36,7 +36,7 @@ from resv_sim.streams import Streams, make_streams
 
 
 @dataclass(frozen=True)
-class _Layer:
+class Layer:
     """One layer of every stream: selections by policy, and what each run's platform makes of them."""
 
     outcomes: tuple[Mapping[str, LayerOutcome], ...]
@@ -55,7 +55,7 @@ def run_with_points(
     memo = Memo(cache_directory() if use_cache else None)
     with progress.task("video", experiment.workload.batch) as advance:
         streams = make_streams(experiment, advance)
-    _check_offload_capacity(experiment, streams.traces)
+    check_offload_capacity(experiment, streams.traces)
     layers = _layers(experiment, streams.traces, memo, progress, jobs)
     points, notes = _points(experiment, streams.traces, layers, progress)
     return _result(experiment, streams, layers, points, [*streams.notes, *notes], memo), tuple(points)
@@ -66,13 +66,13 @@ def run_with_points(
 
 def _layers(
     experiment: Experiment, traces: Sequence[KVTrace], memo: Memo, progress: Progress, jobs: int
-) -> list[_Layer]:
+) -> list[Layer]:
     from threadpoolctl import threadpool_limits
 
     used = {r.policy: experiment.policies[r.policy] for r in experiment.runs}
     topk = experiment.fidelity.topk if experiment.fidelity.enabled else None
 
-    def one(layer: int) -> _Layer:
+    def one(layer: int) -> Layer:
         outcomes = tuple(functional_layer(trace, used, layer, topk, memo) for trace in traces)
         on_platform = {
             r.label: tuple(
@@ -81,7 +81,7 @@ def _layers(
             )
             for r in experiment.runs
         }
-        return _Layer(outcomes, on_platform)
+        return Layer(outcomes, on_platform)
 
     n_layers = experiment.model.n_layers
     with (
@@ -100,29 +100,46 @@ def _layers(
 
 
 def _points(
-    experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[_Layer], progress: Progress
+    experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[Layer], progress: Progress
 ) -> tuple[list[Point], list[str]]:
     """Every run at every probe, simulated and priced, gains filled in."""
     revision = git_revision()
     points: list[Point] = []
     notes: list[str] = []
     for r in experiment.runs:
-        context = point_context(experiment, r.platform, r.policy, revision)
-        mine: list[Point] = []
-        for p, step in enumerate(traces[0].probes):
-            try:
-                mine.append(_point(experiment, context, traces, layers, r.platform, r.policy, p))
-            except OutOfMemoryError as error:
-                notes.append(f"{r.label}, {step.kind} at {step.first_token} tokens: no row. {error}")
-            progress.finished(f"{r.label}: {step.kind} at {step.first_token} tokens")
-        points += stage_means(mine) if experiment.workload.kind == "session" else mine
+        mine, said = run_points(experiment, r, traces, layers, revision, progress)
+        points += mine
+        notes += said
     return with_gains(points, experiment.baseline.label), notes
+
+
+def run_points(
+    experiment: Experiment,
+    run: RunConfig,
+    traces: Sequence[KVTrace],
+    layers: Sequence[Layer],
+    revision: str,
+    progress: Progress,
+) -> tuple[list[Point], list[str]]:
+    """One run at every probe, or the means of a session's stages; notes say which steps have no row and why."""
+    context = point_context(experiment, run.platform, run.policy, revision)
+    points: list[Point] = []
+    notes: list[str] = []
+    for p, step in enumerate(traces[0].probes):
+        if not experiment.workload.measures(step, experiment.model.tokens_per_frame):
+            continue
+        try:
+            points.append(_point(experiment, context, traces, layers, run.platform, run.policy, p))
+        except OutOfMemoryError as error:
+            notes.append(f"{run.label}, {step.kind} at {step.first_token} tokens: no row. {error}")
+        progress.finished(f"{run.label}: {step.kind} at {step.first_token} tokens")
+    return stage_means(points) if experiment.workload.kind == "session" else points, notes
 
 
 def step_work(
     experiment: Experiment,
     traces: Sequence[KVTrace],
-    layers: Sequence[_Layer],
+    layers: Sequence[Layer],
     platform: str,
     policy: str,
     probe: int,
@@ -134,11 +151,11 @@ def step_work(
     jobs = [merge_jobs([stream.jobs[probe] for stream in layer]) for layer in on_platform]
     config = experiment.policies[policy]
     predict = _predict_mode(config, selections[0])
-    hash_bits = getattr(config, "hash_bits", 0)
-    return lower(experiment.model, selections, transfers, predict, hash_bits, jobs), selections
+    shape = config.stored_shape(experiment.model)
+    return lower(shape, selections, transfers, predict, method_of(config), jobs), selections
 
 
-def selection_of(policy: str, step: Step, layers: Sequence[_Layer], stream: int, probe: int) -> Selection:
+def selection_of(policy: str, step: Step, layers: Sequence[Layer], stream: int, probe: int) -> Selection:
     """All layers of one probe of one stream."""
     outcomes = [layer.outcomes[stream][policy] for layer in layers]
     fidelity = tuple(o.fidelity[probe] for o in outcomes if o.fidelity)
@@ -155,7 +172,7 @@ def _point(
     experiment: Experiment,
     context: PointContext,
     traces: Sequence[KVTrace],
-    layers: Sequence[_Layer],
+    layers: Sequence[Layer],
     platform: str,
     policy: str,
     probe: int,
@@ -216,7 +233,8 @@ def with_gains(points: Sequence[Point], baseline: str) -> list[Point]:
     return out
 
 
-def _check_offload_capacity(experiment: Experiment, traces: Sequence[KVTrace]) -> None:
+def check_offload_capacity(experiment: Experiment, traces: Sequence[KVTrace]) -> None:
+    """Raise ValueError where an offload tier is too small for the longest cache."""
     longest = max(step.first_token + step.n_tokens for step in traces[0].probes)
     need = longest * experiment.model.kv_bytes_per_token * experiment.workload.batch
     for r in experiment.runs:
@@ -235,7 +253,7 @@ def _check_offload_capacity(experiment: Experiment, traces: Sequence[KVTrace]) -
 def _result(
     experiment: Experiment,
     streams: Streams,
-    layers: Sequence[_Layer],
+    layers: Sequence[Layer],
     points: Sequence[Point],
     notes: Sequence[str],
     memo: Memo,
@@ -264,13 +282,15 @@ def _result(
     )
 
 
-def _ratios(experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[_Layer]) -> dict[RatioKey, Any]:
+def _ratios(experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[Layer]) -> dict[RatioKey, Any]:
     """Mean over steps where several fall under one key (the steps of a session)."""
     found: dict[RatioKey, list[Any]] = {}
     session = experiment.workload.kind == "session"
     last = {step.kind: step.first_token for step in traces[0].probes}
     for policy in dict.fromkeys(r.policy for r in experiment.runs):
         for p, step in enumerate(traces[0].probes):
+            if not experiment.workload.measures(step, experiment.model.tokens_per_frame):
+                continue
             selections = [selection_of(policy, step, layers, b, p) for b in range(len(traces))]
             if not any(layer.counts.score_macs for layer in selections[0].layers):
                 continue
@@ -279,7 +299,7 @@ def _ratios(experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[
     return {key: np.mean(values, axis=0) for key, values in found.items()}
 
 
-def _table_statistics(experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[_Layer]) -> dict[str, object]:
+def _table_statistics(experiment: Experiment, traces: Sequence[KVTrace], layers: Sequence[Layer]) -> dict[str, object]:
     """Bytes of the HC tables beside the KV cache they describe, at the longest cache."""
     step = traces[0].probes[-1]
     cache_bytes = step.first_token * experiment.model.kv_bytes_per_token

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -91,9 +92,14 @@ def read_yaml(path: Path) -> Node:
         text = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{shown(path)}: cannot be read: {error}") from error
-    tree = _parse(text, shown(path), lines=True)
+    return _file_tree(text, shown(path))
+
+
+@lru_cache(maxsize=64)  # a sweep resolves the same few files for every point
+def _file_tree(text: str, source: str) -> Node:
+    tree = _parse(text, source, lines=True)
     if not isinstance(tree.value, dict):
-        raise ConfigError(f"{shown(path)}: must be a mapping of keys to values, not {kind_of(tree.value)}.")
+        raise ConfigError(f"{source}: must be a mapping of keys to values, not {kind_of(tree.value)}.")
     return tree
 
 

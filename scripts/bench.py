@@ -1,6 +1,6 @@
 """Speed and memory of the simulator, each as measured, beside its mark. `make bench` runs this.
 
-    python scripts/bench.py [--only dense|functional|main] [--repeat N]
+    python scripts/bench.py [--only dense|functional|main|sweep] [--repeat N]
 
 Every figure is the median of several runs on this machine; a mark is a goal or a peer's measured figure
 (one Llama-3-8B layer, bf16, 10 new tokens, eight cores of 64x64 MACs at 800 MHz, 204.8 GB/s).
@@ -107,6 +107,27 @@ def main_job(repeat: int) -> Iterator[Row]:
         yield "main job, two cores, functional stage remembered", f"{again:.1f} s", ""
 
 
+def sweep(repeat: int) -> Iterator[Row]:
+    """Design-space sweeps: the large one from nothing, and what one more point costs."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["RESV_SIM_CACHE"] = f"{folder}/cache"
+        tool = str(Path(sys.executable).with_name("resv-sim"))
+        job = [tool, "--config", "sweep_bitwidth_exit.yaml", "--out", f"{folder}/out", "--jobs", "4"]
+        n_points, seconds = sweep_points("sweep_bitwidth_exit.yaml"), wall_seconds(job)
+        yield f"sweep_bitwidth_exit, {n_points} points, four workers, from nothing", f"{seconds:.0f} s", "<= 300 s"
+        again = median(lambda: resumed_seconds(f"{folder}/out"), repeat)
+        yield "resume, per point that is finished", f"{1e3 * again / n_points:.2f} ms", "<= 1 ms"
+        yield (
+            "hardware-only point, algorithm stage on disk",
+            f"{1e3 * hardware_point_seconds(repeat):.0f} ms",
+            "<= 50 ms",
+        )
+    rates = {jobs: sweep_points_per_s(jobs) for jobs in (1, 4)}
+    efficiency = rates[4] / (4 * rates[1])
+    idle = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+    yield f"parallel efficiency, one to four workers ({idle})", f"{efficiency:.2f}", ">= 0.85 on idle cores"
+
+
 # -- what is measured -------------------------------------------------------------------------------------
 
 
@@ -198,10 +219,67 @@ def functional_cpu_seconds() -> dict[str, float]:
     return spent
 
 
+def sweep_points(config: str) -> int:
+    """Number of points of a grid."""
+    from resv_sim.config import load_tree
+    from resv_sim.sweep.space import points, sweep_of
+
+    return len(points(sweep_of(*load_tree(config)).config))
+
+
+def resumed_seconds(out: str) -> float:
+    """Time of going on with a finished sweep: finding that nothing is missing, and writing the tables."""
+    from resv_sim.config import load_tree
+    from resv_sim.sweep.job import run_sweep
+    from resv_sim.sweep.space import sweep_of
+
+    sweep_config = sweep_of(*load_tree("sweep_bitwidth_exit.yaml"))
+    start = time.perf_counter()
+    run_sweep(sweep_config, Path(out), 1, scheduler=None, resume=True, use_cache=True)
+    return time.perf_counter() - start
+
+
+def hardware_point_seconds(repeat: int) -> float:
+    """One more point of a worker that had another of the same algorithm setting, every unit of the DRE changed."""
+    from resv_sim.config import load_tree
+    from resv_sim.memo import cache_directory
+    from resv_sim.sweep.evaluate import evaluate
+    from resv_sim.sweep.space import points, sweep_of
+
+    tree, source = load_tree(
+        "sweep_hcu_wtu_size.yaml",
+        ["workload.kv_lengths_tokens=[10_000]", "sweep.measure.kv_len_tokens=10_000"],
+    )
+    sizes = sweep_of(tree, source)
+    chosen = [(p.index, sizes.experiment(p)) for p in points(sizes.config)[:: 240 // (repeat + 1)]]
+    evaluate(str(cache_directory()), chosen[:1])
+    return statistics.median(
+        wall(lambda point=point: evaluate(str(cache_directory()), [point])) for point in chosen[1:]
+    )
+
+
+def sweep_points_per_s(jobs: int) -> float:
+    """Points of different algorithm settings per second on `jobs` warm workers, functional stage included."""
+    from resv_sim.config import load_tree
+    from resv_sim.sweep.cluster import connected
+    from resv_sim.sweep.evaluate import evaluate
+    from resv_sim.sweep.runner import run_points
+    from resv_sim.sweep.space import points, sweep_of
+
+    edges = sweep_of(*load_tree("sweep_edges.yaml"))
+    tasks = [(p, edges.experiment(p)) for p in points(edges.config)]
+    with tempfile.TemporaryDirectory() as memo, connected(jobs, None) as client:
+        first = [(0, tasks[0][1])]
+        workers = list(client.scheduler_info(n_workers=-1)["workers"])
+        client.gather([client.submit(evaluate, memo, first, workers=[worker], pure=False) for worker in workers])
+        return (len(tasks) - 1) / wall(lambda: run_points(client, tasks[1:], memo, lambda *_: None))
+
+
 GROUPS: dict[str, Callable[[int], Iterator[Row]]] = {
     "dense": dense,
     "functional": functional,
     "main": main_job,
+    "sweep": sweep,
 }
 
 
@@ -216,6 +294,13 @@ def cpu_seconds(work: Callable[[], object]) -> float:
     start = time.process_time()
     work()
     return time.process_time() - start
+
+
+def wall(work: Callable[[], object]) -> float:
+    """Time that something takes in this process."""
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
 
 
 def wall_seconds(command: list[str], *, two_cores: bool = False, environment: dict[str, str] | None = None) -> float:

@@ -20,7 +20,7 @@ from dre_sim.breakdown import prediction_ps
 from dre_sim.gpu import Gpu, GpuConfig, OutOfMemoryError, check_capacity, device_bytes
 from dre_sim.lowering import dense_step
 from dre_sim.statistics import OperatingPoint, statistics_step
-from dre_sim.workload import FetchWork, PredictMode, StepWork
+from dre_sim.workload import Cut, FetchWork, PredictMode, StepWork
 from tests.gpu_platforms import A100, ORIN, PAPER, PLATFORMS, full_step, milliseconds, resv_step
 from tests.shapes import LLAMA3_8B, TINY
 
@@ -192,6 +192,23 @@ def test_clustering_pays_for_every_token() -> None:
     assert stage.host_ps == operators * ORIN.dispatch_ps
     assert stage.duration_ps == stage.host_ps + stage.kernel.busy_ps
     assert retrieval.cluster(ORIN, replace(prediction, new_tokens=20)).host_ps > 1.9 * stage.host_ps
+
+
+@pytest.mark.parametrize("cut", ["topk", "threshold"])
+def test_a_policy_without_tables_is_charged_for_no_clustering_and_no_sort(cut: Cut) -> None:
+    clustered = resv_step(LLAMA3_8B, 5000, 0.2).layers[1].prediction
+    assert clustered is not None
+    rival = replace(clustered, cut=cut, tables=0, hash_gemm=None, table_read_bytes=0, table_write_bytes=4096)
+    update = retrieval.cluster(ORIN, rival)
+    assert update.host_ps == retrieval.UPDATE_OPS * ORIN.dispatch_ps
+    assert (update.kernel.read_bytes, update.kernel.write_bytes) == (0, 4096)
+    assert retrieval.cluster(ORIN, replace(rival, table_write_bytes=0)).duration_ps == 0
+    ours, theirs = retrieval.select(ORIN, clustered), retrieval.select(ORIN, rival)
+    choices = retrieval.HEAD_OPS * rival.kv_heads
+    assert theirs.host_ps == (retrieval.CUT_OPS[cut] + choices + retrieval.QUERY_OPS) * ORIN.dispatch_ps
+    assert theirs.duration_ps < ours.duration_ps
+    shared = retrieval.select(ORIN, replace(rival, kv_heads=1))
+    assert theirs.host_ps - shared.host_ps == retrieval.HEAD_OPS * (rival.kv_heads - 1) * ORIN.dispatch_ps
 
 
 def test_selection_grows_with_the_clusters() -> None:

@@ -1,5 +1,7 @@
 """Residency and byte accounts: closed forms, and the checks that must stop a wrong policy."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -9,9 +11,7 @@ from tests.shapes import LLAMA3_8B, TINY
 
 
 def selection(attended, resident, candidates):
-    return LayerSelection(
-        1, *(np.array(m, dtype=bool) for m in (attended, resident, candidates)), counts=Counts()
-    )
+    return LayerSelection(1, *(np.array(m, dtype=bool) for m in (attended, resident, candidates)), counts=Counts())
 
 
 def test_capacity_counts_whole_tokens_of_all_layers():
@@ -40,9 +40,7 @@ def test_every_byte_is_accounted_for_once():
 
 
 def test_a_token_that_is_lost_or_a_mask_of_another_shape_is_caught():
-    with pytest.raises(
-        ConservationError, match="layer 1, KV head 0: token 1 is left out but was no candidate"
-    ):
+    with pytest.raises(ConservationError, match="layer 1, KV head 0: token 1 is left out but was no candidate"):
         account(selection([[1, 0]], [[1, 1]], [[1, 0]]), TINY, 1)
     with pytest.raises(ConservationError, match="masks of unlike shape"):
         account(selection([[1, 0]], [[1]], [[1, 0]]), TINY, 1)
@@ -53,7 +51,7 @@ def test_the_ledger_books_what_leaves_and_refuses_what_comes_back():
     ledger.append(10, resident=10)
     ledger.append(10, resident=12)
     assert (ledger.appended, ledger.offloaded, ledger.resident) == (20, 8, 12)
-    with pytest.raises(ConservationError, match="5 tokens joined 12 resident ones, after which 18"):
+    with pytest.raises(ConservationError, match="5 tokens joined 12 resident and 0 evicted ones, after which 18"):
         ledger.append(5, resident=18)
 
 
@@ -62,3 +60,29 @@ def test_a_cache_larger_than_the_offload_tier_is_refused():
     tier.check_fits(LLAMA3_8B, 500, batch=2)
     with pytest.raises(ValueError, match=r"the ssd tier holds 131072000: .* at most 500 tokens per stream"):
         tier.check_fits(LLAMA3_8B, 501, batch=2)
+
+
+def test_the_ledger_books_what_is_evicted_for_good():
+    ledger = Ledger()
+    ledger.append(10, resident=6, evicted=4)
+    ledger.append(2, resident=5, evicted=7)
+    assert (ledger.appended, ledger.offloaded, ledger.evicted, ledger.resident) == (12, 0, 7, 5)
+    with pytest.raises(ConservationError, match="after which 6 are resident and 6 evicted"):
+        ledger.append(0, resident=6, evicted=6)
+
+
+def test_an_evicted_token_may_not_be_used():
+    kept = np.tile(np.arange(6) >= 2, (2, 1))
+    evicting = LayerSelection(0, kept, kept, kept, Counts(), evicted=~kept)
+    booked = account(evicting, TINY, 1)
+    assert booked.cached_bytes == booked.resident_bytes == TINY.kv_bytes(8)
+    assert booked.offloaded_bytes == 0
+    with pytest.raises(ConservationError, match="an evicted token is attended, resident or a candidate"):
+        account(replace(evicting, evicted=kept), TINY, 1)
+
+
+def test_a_quantised_cache_is_smaller_and_part_bytes_round_up():
+    small = TINY.model_copy(update={"kv_bytes_factor": 0.3})
+    assert TINY.kv_bytes(3) == 3 * 2 * 16 * 2
+    assert small.kv_bytes(3) == 58  # 57.6
+    assert small.kv_bytes_per_token_layer == 39  # 38.4

@@ -13,6 +13,7 @@ from resv.kv_cache import ConservationError
 from resv.selection import ClusterTable, Counts, LayerSelection
 from resv.trace import ModelShape
 from tests import naive_dre
+from tests.shapes import TINY
 
 
 def shape_of(n_heads, head_dim=8, n_layers=2):
@@ -217,3 +218,31 @@ def test_bad_input_is_named():
         fetch_list(KvmuConfig(), KvmuState.empty(), selection, shape_of(3), n_new=1)
     with pytest.raises(ValidationError, match="mapping"):
         KvmuConfig(mapping="frame")
+
+
+def test_heads_that_share_a_choice_lie_in_one_extent_per_run():
+    rng = np.random.default_rng(3)
+    one = rng.random(60) < 0.4
+    resident = np.arange(60) >= 40
+    masks = [np.tile(mask, (3, 1)) for mask in (one, resident)]
+    selection = LayerSelection(5, *masks, np.ones((3, 60), bool), Counts())
+    shape = TINY.model_copy(update={"n_kv_heads": 3, "n_query_heads": 6})
+    config, empty = KvmuConfig(sector_bytes=1), KvmuState.empty()
+    apart = fetch_list(config, empty, selection, shape, n_new=2)
+    together = fetch_list(config, empty, selection, shape, n_new=2, heads_together=True)
+    assert together.n_extents == apart.n_extents // 3
+    assert together.fetched_bytes == apart.fetched_bytes == together.useful_bytes
+    same = ("useful_bytes", "n_tokens", "resident_hit_bytes", "offload_write_bytes", "reorder_bytes", "table_bytes")
+    assert all(getattr(together, name) == getattr(apart, name) for name in same)
+    selection.attended[1, 0] ^= True
+    with pytest.raises(ConservationError, match="KV heads that share a choice differ"):
+        fetch_list(config, empty, selection, shape, n_new=2, heads_together=True)
+
+
+def test_evicted_tokens_are_not_written_to_the_tier():
+    kept = np.tile(np.arange(20) >= 12, (2, 1))
+    selection = LayerSelection(0, kept, kept, kept, Counts())
+    assert fetch_list(KvmuConfig(), KvmuState.empty(), selection, TINY, n_new=3).offload_write_bytes > 0
+    evicting = LayerSelection(0, kept, kept, kept, Counts(), evicted=~kept)
+    plan = fetch_list(KvmuConfig(), KvmuState.empty(), evicting, TINY, n_new=3)
+    assert (plan.offload_write_bytes, plan.fetched_bytes, plan.n_extents) == (0, 0, 0)

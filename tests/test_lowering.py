@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dre_sim.lowering import LayerTransfers, dense_step, linear_gemms, lower, vision_gemms
-from dre_sim.workload import FetchWork
+from dre_sim.workload import FetchWork, Method
 from resv.selection import Counts, LayerSelection, Selection
 from resv.trace import Step
 from tests.shapes import LLAMA3_8B, SIGLIP_L_384, TINY
@@ -55,7 +55,8 @@ def test_batch_multiplies_rows_and_cache_but_not_weights() -> None:
 def _selection(n_cached: int, kept: int) -> Selection:
     attended = np.zeros((TINY.n_kv_heads, n_cached), dtype=bool)
     attended[:, :kept] = True
-    layer = LayerSelection(0, attended, np.zeros_like(attended), np.ones_like(attended), Counts(score_macs=96))
+    counts = Counts(score_macs=96, score_elements=6)
+    layer = LayerSelection(0, attended, np.zeros_like(attended), np.ones_like(attended), counts)
     step = Step("frame", n_cached, 3)
     layers = tuple(LayerSelection(i, attended, layer.resident, layer.candidates, layer.counts) for i in range(3))
     return Selection("topk", step, layers)
@@ -65,7 +66,7 @@ def test_lowering_keeps_every_byte_the_kv_management_reported() -> None:
     selections = [_selection(50, 20), _selection(50, 30)]
     fetches = [FetchWork(np.array([512, 1024]), 1100, 20), FetchWork(np.array([2048]), 2048, 30)]
     transfers = [[LayerTransfers(f, 64, 32)] * 3 for f in fetches]
-    work = lower(TINY, selections, transfers, "next_layer")
+    work = lower(TINY, selections, transfers, "next_layer", Method())
     layer = work.layers[1]
     assert layer.fetch is not None
     assert layer.fetch.link_bytes == 512 + 1024 + 2048
@@ -76,7 +77,7 @@ def test_lowering_keeps_every_byte_the_kv_management_reported() -> None:
 
 def test_the_first_layer_predicts_with_its_own_query_and_later_ones_project_a_predicted_one() -> None:
     transfers = [[LayerTransfers(FetchWork(np.zeros(0, dtype=np.int64), 0, 0), 0, 0)] * 3]
-    work = lower(TINY, [_selection(50, 20)], transfers, "next_layer")
+    work = lower(TINY, [_selection(50, 20)], transfers, "next_layer", Method())
     predictions = [layer.prediction for layer in work.layers]
     assert predictions[0] is not None
     assert predictions[1] is not None
@@ -88,4 +89,4 @@ def test_the_first_layer_predicts_with_its_own_query_and_later_ones_project_a_pr
 def test_streams_that_disagree_on_the_step_are_refused() -> None:
     other = Selection("topk", Step("decode", 50, 1), _selection(50, 20).layers)
     with pytest.raises(ValueError, match="same kind of step"):
-        lower(TINY, [_selection(50, 20), other], [[], []], "none")
+        lower(TINY, [_selection(50, 20), other], [[], []], "none", Method())

@@ -1,5 +1,6 @@
 """What was stored comes back; what was damaged counts as absent."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +25,16 @@ def _example(rng: np.random.Generator) -> tuple[LayerSelection, Fidelity]:
     rows = ScoreRows(bf16, table.token_counts, np.arange(5, dtype=np.int32), rng.random(clusters) < 0.5)
     selection = LayerSelection(3, *masks, Counts(score_macs=7), (table,), (update,), (rows, rows))
     return selection, Fidelity(*(rng.random(heads) for _ in range(3)))
+
+
+def test_evicted_tokens_survive_the_disk() -> None:
+    selection, fidelity = _example(np.random.default_rng(1))
+    gone = ~(selection.attended | selection.resident | selection.candidates)
+    evicting = replace(selection, evicted=gone)
+    plain, back = unpack_layers(pack_layers((selection, evicting), (fidelity, fidelity)))[0]
+    assert plain.evicted is None
+    assert back.evicted is not None
+    assert np.array_equal(back.evicted, gone)
 
 
 def test_selections_survive_the_disk_bit_for_bit(tmp_path: Path) -> None:

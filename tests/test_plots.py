@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dre_sim.timeline import Span, Timeline
-from resv_sim.plots import draw_figures
+from resv_sim.plots import draw_figures, fidelity
 from resv_sim.plots.gantt import window
 from resv_sim.plots.style import PALETTE, colours, length_name, number
 from resv_sim.progress import Progress
@@ -62,6 +62,24 @@ def test_svg_files_hold_no_date_and_no_link_to_fetch(drawn: Path) -> None:
 def test_a_result_with_rows_alone_still_has_its_curves(tmp_path: Path) -> None:
     result = ExperimentResult(rows=sample_rows((200,)))
     assert [f.name for f in draw_figures(result, SMALL, tmp_path, QUIET)] == ["latency", "speedup", "energy_gain"]
+
+
+def test_fidelity_is_drawn_against_its_cost_where_more_than_three_policies_are_compared(tmp_path: Path) -> None:
+    rows = tuple(
+        replace(row, policy=f"p{i}", attention_mass_kept=0.2 * i, output_rel_error=0.1 * i, link_bytes=10**9 * i)
+        for row in sample_rows((1_000, 40_000))
+        for i in range(5)
+    )
+    few = tuple(row for row in rows if row.policy in ("p0", "p1", "p2"))
+    unmeasured = tuple(replace(row, attention_mass_kept=None) for row in rows)
+    for shown in (few, unmeasured):
+        assert fidelity.compared(shown) == []
+    assert fidelity.compared(rows) == ["frame", "decode"]
+    figure = fidelity.fidelity(rows, "decode")
+    links = {round(x) for line in figure.axes[0].get_lines() for x in line.get_xdata()}
+    assert links == {0, 1000, 2000, 3000, 4000}
+    names = {file.name for file in draw_figures(ExperimentResult(rows=rows), SMALL, tmp_path, QUIET)}
+    assert {"fidelity_frame", "fidelity_decode"} <= names
 
 
 def test_gains_are_left_out_where_only_the_baseline_ran(tmp_path: Path) -> None:

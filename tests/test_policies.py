@@ -1,187 +1,28 @@
-"""Laws that every registered policy keeps, and ReSV against a slow twin of the whole pass."""
+"""ReSV against a slow twin of the whole pass, and what top-k and full select.
 
-from pathlib import Path
+Laws of all policies are in test_policy_conformance.py.
+"""
 
 import numpy as np
 import pytest
-import torch
-import yaml
 from pydantic import ValidationError
 
 from resv._arrays import round_bf16
-from resv.attention import full_attention, light_attention
 from resv.hashing import hash_codes, hyperplanes
-from resv.kv_cache import account
-from resv.policies import POLICIES, Policy, ReSV, TopK, run_layer
-from resv.trace import LayerTrace, Step
+from resv.policies import POLICIES, ReSV, TopK, run_layer
 from resv.wicsum import WicsumConfig
 from tests import naive_resv as naive
 from tests.shapes import TINY
+from tests.tiny_trace import TinyTrace
 
-CONFIGS = Path(__file__).parent.parent / "configs" / "policies"
-N_TOKENS = 90
 CAPACITY = 24
 RECENT_BYTES = CAPACITY * TINY.kv_bytes_per_token
 EXEMPT = {"recent": "exempt", "recent_bytes": RECENT_BYTES}
 
 
-class TinyTrace:
-    """Frames of four tokens that drift slowly, so that clusters form; a question and a decode probe."""
-
-    shape = TINY
-    n_tokens = N_TOKENS
-    steps = tuple(Step("frame", t, min(4, N_TOKENS - t)) for t in range(0, N_TOKENS, 4))
-    probes = (
-        Step("frame", 0, 4, in_stream=False),
-        Step("frame", 40, 4, in_stream=False),
-        Step("question", 70, 5, in_stream=False),
-        Step("decode", N_TOKENS, 1, in_stream=False),
-    )
-
-    def __init__(self, layer=1, seed=0):
-        rng = np.random.default_rng(seed)
-        places = rng.standard_normal((4, 2, 16))
-        drift = 0.05 * rng.standard_normal((N_TOKENS, 2, 16)).cumsum(axis=0)
-        stored = (places[np.arange(N_TOKENS) % 4] + drift).astype(np.float32)
-
-        def normal(*shape):
-            return rng.standard_normal(shape, dtype=np.float32)
-
-        queries, predicted = (tuple(2 * normal(4, p.n_tokens, 16) for p in self.probes) for _ in range(2))
-        self.layer_trace = LayerTrace(
-            layer=layer,
-            keys=stored.transpose(1, 0, 2),
-            values=normal(N_TOKENS, 2, 16).transpose(1, 0, 2),
-            queries=queries,
-            predicted_queries=None if layer == 0 else predicted,
-            step_keys=tuple(normal(2, p.n_tokens, 16) for p in self.probes),
-            step_values=tuple(normal(2, p.n_tokens, 16) for p in self.probes),
-        )
-
-
 def run(policy, **trace_options):
     trace = TinyTrace(**trace_options)
     return run_layer(policy, trace, trace.layer_trace)
-
-
-def same(a, b):
-    """Whether two selections, tuples or arrays are equal all the way down."""
-    if isinstance(a, np.ndarray):
-        return np.array_equal(a, b)
-    if isinstance(a, tuple):
-        return len(a) == len(b) and all(same(x, y) for x, y in zip(a, b, strict=True))
-    if hasattr(a, "__dataclass_fields__"):
-        return all(same(getattr(a, f), getattr(b, f)) for f in a.__dataclass_fields__)
-    return a == b
-
-
-EVERY_POLICY = [
-    pytest.param(POLICIES[kind](**options), id=f"{kind}-{label}")
-    for kind in POLICIES
-    for label, options in (
-        ("unlimited", {}),
-        ("offloading", {"recent_bytes": RECENT_BYTES}),
-        ("exempt", EXEMPT),
-        ("same layer", {"predict": "same_layer"}),
-    )
-]
-EVERY_POLICY += [
-    pytest.param(ReSV(table="kv_head", recent_bytes=RECENT_BYTES), id="resv-tables per head"),
-    pytest.param(ReSV(n_sink=3, **EXEMPT), id="resv-sinks"),
-    pytest.param(ReSV(freeze_on_offload=False, code="majority", recent_bytes=RECENT_BYTES), id="resv-thawed"),
-    pytest.param(ReSV(hash_bits=48, match="first"), id="resv-wide codes"),
-]
-
-
-@pytest.mark.parametrize("policy", EVERY_POLICY)
-def test_every_policy_accounts_for_every_token(policy):
-    for probe, got in zip(TinyTrace.probes, run(policy), strict=True):
-        assert got.attended.shape == got.resident.shape == got.candidates.shape == (2, probe.first_token)
-        booked = account(got, TINY, probe.n_tokens)
-        assert booked.cached_bytes == probe.first_token * TINY.kv_bytes_per_token_layer
-        assert np.array_equal(got.fetched_tokens, (got.attended & ~got.resident).sum(axis=1))
-        if policy.recent_bytes is None:
-            assert got.resident.all()
-        else:
-            assert got.resident.sum() <= 2 * CAPACITY
-        if policy.recent == "exempt" and policy.kind != "full":
-            assert got.attended[got.resident].all()
-            assert not (got.candidates & got.resident).any()
-
-
-@pytest.mark.parametrize("policy", EVERY_POLICY)
-def test_selecting_changes_nothing_and_appending_in_bulk_is_appending_step_by_step(policy):
-    trace = TinyTrace()
-    keys, probe = trace.layer_trace.keys, (trace.layer_trace.queries[1], trace.layer_trace.step_keys[1])
-    bulk, single = policy.start(TINY, 1), policy.start(TINY, 1)
-    bulk.append(keys[:, :40], [4] * 10)
-    for start in range(0, 40, 4):
-        single.select(*probe)
-        single.append(keys[:, start : start + 4], [4])
-    assert same(bulk.select(*probe), single.select(*probe))
-    assert same(bulk.select(*probe), bulk.select(*probe))
-    assert vars(bulk.ledger) == vars(single.ledger)
-    assert bulk.ledger.appended == 40 * 2
-    assert bulk.ledger.resident == bulk.select(*probe).resident.sum()
-
-
-@pytest.mark.parametrize("policy", EVERY_POLICY)
-def test_tensors_select_what_arrays_do(policy):
-    trace = TinyTrace()
-    states = policy.start(TINY, 1), policy.start(TINY, 1)
-    results = []
-    for state, convert in zip(states, (np.asarray, lambda a: torch.from_numpy(np.array(a))), strict=True):
-        state.append(convert(trace.layer_trace.keys[:, :70]), [7] * 10)
-        results.append(state.select(convert(trace.layer_trace.queries[2]), convert(trace.layer_trace.step_keys[2])))
-    got, expected = results[1], results[0]
-    assert all(np.array_equal(getattr(got, m), getattr(expected, m)) for m in ("attended", "resident", "candidates"))
-    assert got.counts.hamming_compares == expected.counts.hamming_compares
-
-
-@pytest.mark.parametrize(
-    "policy",
-    [
-        POLICIES["full"](),
-        TopK(k=N_TOKENS),
-        ReSV(wicsum=WicsumConfig(ratio=1.0)),
-        ReSV(wicsum=WicsumConfig(ratio=1.0, score_transform="raw"), table="kv_head"),
-        ReSV(wicsum=WicsumConfig(ratio=1.0, selector="exact"), **EXEMPT),
-    ],
-    ids=lambda policy: policy.kind,
-)
-def test_keeping_everything_is_full_attention(policy):
-    layer = TinyTrace().layer_trace
-    for probe, (step, got) in enumerate(zip(TinyTrace.probes, run(policy), strict=True)):
-        assert got.attended.all()
-        cached = layer.keys[:, : step.first_token], layer.values[:, : step.first_token]
-        own = layer.step_keys[probe], layer.step_values[probe]
-        light = light_attention(layer.queries[probe], *cached, got.attended, *own)
-        np.testing.assert_allclose(light, full_attention(layer.queries[probe], *cached, *own), atol=1e-5)
-
-
-@pytest.mark.parametrize("policy", EVERY_POLICY)
-def test_the_layer_before_predicts_except_for_layer_0(policy):
-    exact, predicted = (
-        policy.model_copy(update={"predict": "same_layer"}),
-        policy.model_copy(update={"predict": "next_layer"}),
-    )
-    assert same(run(exact, layer=0), run(predicted, layer=0))
-    differs = not same(run(exact, layer=1), run(predicted, layer=1))
-    assert differs == policy.lossy
-
-
-@pytest.mark.parametrize("kind", POLICIES)
-def test_every_policy_declares_itself_and_its_yaml_states_its_defaults(kind):
-    cls = POLICIES[kind]
-    assert issubclass(cls, Policy)
-    assert cls.runs_in <= {"frame", "question", "decode"}
-    assert cls.granularity in ("layer", "token", "cluster", "frame")
-    assert isinstance(cls.lossy, bool)
-    assert isinstance(cls.trained, bool)
-    fields = yaml.safe_load((CONFIGS / f"{kind}.yaml").read_text())
-    assert next(iter(fields)) == "kind"
-    assert cls(**fields) == cls()
-    assert set(fields) == set(cls.model_fields)
 
 
 # --- ReSV --------------------------------------------------------------------------------------------

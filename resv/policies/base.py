@@ -1,7 +1,10 @@
 """What a retrieval policy is: a frozen set of fields that starts a state per layer; the state does the work.
 
-A policy declares where it runs and what it loses; its state appends tokens for good and selects for a step
-without changing itself. `run_layer` drives a state along a trace. Knows no clock.
+A policy declares where it runs and what it loses; its state appends tokens for good, selects for a step
+without changing itself, and may remember what a step did. `run_layer` drives a state along a trace. Knows no clock.
+
+A trace's keys are rotated already, so policies that move retrieved tokens to other positions (ReKV, InfLLM,
+StreamingLLM) are measured at the original ones.
 """
 
 from __future__ import annotations
@@ -17,9 +20,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from resv._arrays import Array
 from resv.kv_cache import Ledger, capacity_tokens
 from resv.selection import LayerSelection
-from resv.trace import KVTrace, LayerTrace, ModelShape, StepKind
+from resv.trace import KVTrace, LayerTrace, ModelShape, Step, StepKind
 
-Granularity = Literal["layer", "token", "cluster", "frame"]
+Granularity = Literal["layer", "token", "cluster", "frame", "block", "page", "element"]
+# How scores become a choice: weighted cumulative sums of sorted rows, the k largest, or all near the largest.
+Cut = Literal["wicsum", "topk", "threshold"]
 
 
 class PolicyState(ABC):
@@ -32,11 +37,13 @@ class PolicyState(ABC):
         self.n_cached = 0
         self.ledger = Ledger()
 
-    def append(self, keys: Array, step_lengths: Sequence[int] | NDArray[np.int64]) -> None:
+    def append(
+        self, keys: Array, step_lengths: Sequence[int] | NDArray[np.int64], kinds: Sequence[StepKind] = ()
+    ) -> None:
         """Add tokens to the cache for good.
 
         keys : (H, n, D), the tokens of a run of steps in stream order;  step_lengths : their sum is n.
-        Residency is decided at the end of each step.
+        kinds : of the steps, frames where not given.  Residency is decided at the end of each step.
         """
         heads, n_new, dim = keys.shape
         if (heads, dim) != (self.shape.n_kv_heads, self.shape.head_dim) or sum(step_lengths) != n_new:
@@ -44,19 +51,32 @@ class PolicyState(ABC):
                 f"keys {tuple(keys.shape)} with steps of {sum(step_lengths)} tokens do not fit "
                 f"{self.shape.n_kv_heads} KV heads of dimension {self.shape.head_dim}"
             )
-        resident = self._append(keys, step_lengths)
+        frame: StepKind = "frame"
+        resident = self._append(keys, step_lengths, tuple(kinds) or [frame] * len(step_lengths))
         self.n_cached += n_new
-        self.ledger.append(n_new * heads, resident)
+        self.ledger.append(n_new * heads, resident, self.n_evicted())
 
     @abstractmethod
-    def _append(self, keys: Array, step_lengths: Sequence[int] | NDArray[np.int64]) -> int:
+    def _append(self, keys: Array, step_lengths: Sequence[int] | NDArray[np.int64], kinds: Sequence[StepKind]) -> int:
         """Add the tokens; return how many are resident after it, each counted once per KV head."""
 
+    def n_evicted(self) -> int:
+        """Tokens that are gone for good, each counted once per KV head."""
+        return 0
+
     @abstractmethod
-    def select(self, queries: Array, step_keys: Array) -> LayerSelection:
+    def select(self, queries: Array, step_keys: Array, stage: StepKind = "frame") -> LayerSelection:
         """What a step attends to in the cache as it stands, which stays as it is.
 
         queries : (H·G, N, D), exact or predicted;  step_keys : (H, N, D), the step's own keys
+        """
+
+    def observe(  # noqa: B027  # most policies have nothing to remember
+        self, step: Step, queries: Array, step_keys: Array, selection: LayerSelection
+    ) -> None:
+        """Told of a step that was taken, before its tokens join the cache: what later steps reuse of it.
+
+        queries : the true ones
         """
 
 
@@ -64,6 +84,7 @@ class Policy(BaseModel, ABC):
     """Fields common to all policies; `kind` names the class in `POLICIES`.
 
     runs_in : step kinds that the policy acts in;  granularity : unit of its choice
+    cut : how scores become a choice;  heads_together : KV heads share one choice and lie side by side on the tier
     lossy : attention may differ from full attention;  trained : needs training or calibration
     """
 
@@ -73,6 +94,8 @@ class Policy(BaseModel, ABC):
     granularity: ClassVar[Granularity]
     lossy: ClassVar[bool]
     trained: ClassVar[bool]
+    cut: ClassVar[Cut] = "topk"
+    heads_together: ClassVar[bool] = False
 
     kind: str
     recent_bytes: int | None = Field(
@@ -91,6 +114,14 @@ class Policy(BaseModel, ABC):
     def start(self, shape: ModelShape, layer: int) -> PolicyState:
         """An empty cache of one layer."""
 
+    def stored_shape(self, shape: ModelShape) -> ModelShape:
+        """The model's shape with keys and values as this policy stores them; `start` is given this one."""
+        return shape
+
+    def read_back(self, shape: ModelShape, keys: Array, values: Array) -> tuple[Array, Array] | None:
+        """What attention reads of stored keys and values (H, S, D) each; None where it is what was stored."""
+        return None
+
 
 def run_layer(policy: Policy, trace: KVTrace, layer_trace: LayerTrace) -> tuple[LayerSelection, ...]:
     """Run one layer of a trace: one selection per probe, in order.
@@ -98,15 +129,18 @@ def run_layer(policy: Policy, trace: KVTrace, layer_trace: LayerTrace) -> tuple[
     Under `predict: next_layer` the queries are the predicted ones; layer 0, which nothing precedes, selects
     with its own. A step that a probe cuts in two counts as two steps.
     """
-    state = policy.start(trace.shape, layer_trace.layer)
+    state = policy.start(policy.stored_shape(trace.shape), layer_trace.layer)
     predicted = layer_trace.predicted_queries if policy.predict == "next_layer" else None
     queries = layer_trace.queries if predicted is None else predicted
     ends = np.array([step.first_token + step.n_tokens for step in trace.steps], dtype=np.int64)
     selections = []
-    for probe, query, step_keys in zip(trace.probes, queries, layer_trace.step_keys, strict=True):
+    for p, (probe, step_keys) in enumerate(zip(trace.probes, layer_trace.step_keys, strict=True)):
         start, stop = state.n_cached, probe.first_token
         if stop > start:
-            inner = ends[(ends > start) & (ends < stop)]
-            state.append(layer_trace.keys[:, start:stop], np.diff(inner, prepend=start, append=stop))
-        selections.append(state.select(query, step_keys))
+            first, last = np.searchsorted(ends, [start, stop - 1], side="right")
+            bounds = np.append(ends[first:last], stop)
+            kinds = [step.kind for step in trace.steps[first : last + 1]]
+            state.append(layer_trace.keys[:, start:stop], np.diff(bounds, prepend=start), kinds)
+        selections.append(state.select(queries[p], step_keys, probe.kind))
+        state.observe(probe, layer_trace.queries[p], step_keys, selections[-1])
     return tuple(selections)

@@ -17,7 +17,7 @@ from pydantic import Field, model_validator
 from resv._arrays import Array, in_float32, namespace, to_numpy
 from resv.clustering import CodeRule, HashClusterTables, Match
 from resv.hashing import MAX_HASH_BITS, hash_codes, hyperplanes
-from resv.policies.base import Granularity, Policy, PolicyState
+from resv.policies.base import Cut, Granularity, Policy, PolicyState
 from resv.representatives import Representatives
 from resv.selection import ClusterTable, ClusterUpdate, Counts, LayerSelection, ScoreRows
 from resv.trace import ModelShape, StepKind
@@ -64,14 +64,14 @@ class ReSVState(PolicyState):
         """(H, n, D) as (n, tables, width); no copy where tokens are the outer axis of the storage."""
         return namespace(keys).swapaxes(keys, 0, 1).reshape(keys.shape[1], self._n_tables, self._width)
 
-    def _append(self, keys: Array, step_lengths: Sequence[int] | NDArray[np.int64]) -> int:
+    def _append(self, keys: Array, step_lengths: Sequence[int] | NDArray[np.int64], kinds: Sequence[StepKind]) -> int:
         keys = self._token_major(keys)
         codes = to_numpy(hash_codes(keys, self._planes)).T
         assignment = self._tables.append(codes, step_lengths)
         self._representatives.append(keys, assignment, int(self._tables.n_clusters.max()))
         return int(self._tables.resident_tokens.sum()) * self.shape.n_kv_heads // self._n_tables
 
-    def select(self, queries: Array, step_keys: Array) -> LayerSelection:
+    def select(self, queries: Array, step_keys: Array, stage: StepKind = "frame") -> LayerSelection:
         """Scores are taken against the table as it stands before the step's own tokens join it."""
         trial = self._tables.copy()
         new_codes = to_numpy(hash_codes(self._token_major(step_keys), self._planes)).T
@@ -174,6 +174,7 @@ class ReSV(Policy):
     granularity: ClassVar[Granularity] = "cluster"
     lossy: ClassVar[bool] = True
     trained: ClassVar[bool] = False
+    cut: ClassVar[Cut] = "wicsum"
 
     kind: Literal["resv"] = "resv"
     hash_bits: int = Field(default=32, ge=1, le=MAX_HASH_BITS, description="hyperplanes, N_hp in the paper")

@@ -6,56 +6,33 @@ is shared by the rows and query heads of a KV head, as in ReSV (docs/decisions.m
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import ClassVar, Literal
 
-import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field
 
-from resv._arrays import Array, in_float32, to_numpy
+from resv._arrays import Array
 from resv.attention import topk_indices
 from resv.policies.base import Granularity, Policy, PolicyState
-from resv.policies.full import WindowState
+from resv.policies.window import ScoringState
 from resv.selection import Counts, LayerSelection
 from resv.trace import ModelShape, StepKind
 
 
-class TopKState(WindowState):
+class TopKState(ScoringState):
     def __init__(self, policy: TopK, shape: ModelShape, layer: int) -> None:
-        super().__init__(shape, layer, policy.recent_bytes)
+        super().__init__(policy, shape, layer)
         self._k = policy.k
-        self._exempt = policy.recent == "exempt"
-        self._keys: list[Array] = []
 
-    def _append(self, keys: Array, step_lengths: Sequence[int] | NDArray[np.int64]) -> int:
-        self._keys.append(keys)  # views, so that a long trace is not copied
-        return super()._append(keys, step_lengths)
-
-    def _scores(self, head: int, queries: Array, n_candidates: int) -> NDArray[np.float32]:
-        """(R, n_candidates) products of the head's rows with the oldest keys, those that compete."""
-        group = self.shape.group
-        rows = in_float32(queries[head * group : (head + 1) * group].reshape(-1, self.shape.head_dim))
-        scores = np.empty((rows.shape[0], n_candidates), dtype=np.float32)
-        start = 0
-        for keys in self._keys:
-            part = keys[head, : max(0, n_candidates - start)]
-            scores[:, start : start + len(part)] = to_numpy(rows @ in_float32(part).T)
-            start += len(part)
-        return scores
-
-    def select(self, queries: Array, step_keys: Array) -> LayerSelection:
-        resident = self.resident()
-        candidates = ~resident if self._exempt else np.ones_like(resident)
-        attended = ~candidates
-        n_candidates, n_rows = int(candidates[0].sum()), self.shape.group * queries.shape[1]
+    def select(self, queries: Array, step_keys: Array, stage: StepKind = "frame") -> LayerSelection:
+        competing = self.competing()
+        attended = self.all_heads(~competing)
+        n_candidates, n_rows = int(competing.sum()), self.shape.group * queries.shape[1]
         for head in range(self.shape.n_kv_heads):
-            attended[head, topk_indices(self._scores(head, queries, n_candidates), self._k).ravel()] = True
+            scores = self.keys.scores(head, self.head_rows(head, queries), n_candidates)
+            attended[head, topk_indices(scores, self._k).ravel()] = True
         n_scores = self.shape.n_kv_heads * n_rows * n_candidates
-        counts = Counts(
-            score_macs=n_scores * self.shape.head_dim, score_elements=n_scores, scanned_elements=n_scores
-        )
-        return LayerSelection(self.layer, attended, resident, candidates, counts)
+        counts = Counts(score_macs=n_scores * self.shape.head_dim, score_elements=n_scores, scanned_elements=n_scores)
+        return self.selection(attended, counts)
 
 
 class TopK(Policy):

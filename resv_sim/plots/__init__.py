@@ -36,6 +36,7 @@ def draw_figures(
 
 def _drawings(result: ExperimentResult, experiment: Experiment) -> Iterator[Drawing]:
     yield from _over_length(result, experiment.baseline.label)
+    yield from _fidelity(result)
     yield from _of_parts(result)
     for label, timeline in result.timelines.items():
         yield _timeline(label, timeline, experiment.report.timeline_layers)
@@ -61,6 +62,15 @@ def _over_length(result: ExperimentResult, baseline: str) -> Iterator[Drawing]:
         if any(getattr(row, column) is not None and row.label != baseline for row in rows):
             file = FigureFile(column, title, f"{title} over {baseline}, by cache length and stage.")
             yield file, partial(bars, rows, column, f"{title.lower()} (x)", baseline)
+
+
+def _fidelity(result: ExperimentResult) -> Iterator[Drawing]:
+    from resv_sim.plots import fidelity
+
+    for stage in fidelity.compared(result.rows):
+        caption = f"What each policy keeps of full attention against what a {stage} step costs, at the longest cache."
+        file = FigureFile(f"fidelity_{stage}", f"Fidelity and cost, {stage} stage", caption)
+        yield file, partial(fidelity.fidelity, result.rows, stage)
 
 
 def _of_parts(result: ExperimentResult) -> Iterator[Drawing]:
