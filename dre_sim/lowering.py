@@ -74,9 +74,7 @@ def vision_gemms(vision: VisionShape, images: int, tokens_per_frame: int, llm_hi
         linear("vision_fc2", rows, f, d),
     )
     widths = [d] + [llm_hidden] * vision.projector_layers
-    projector = tuple(
-        linear("projector", images * tokens_per_frame, a, b) for a, b in pairwise(widths)
-    )
+    projector = tuple(linear("projector", images * tokens_per_frame, a, b) for a, b in pairwise(widths))
     return (linear("patch_embed", rows, vision.patch_elements, d), *block * vision.n_layers, *projector)
 
 
