@@ -1,7 +1,9 @@
-"""`borrow`: an array for use inside one kernel call, without reference counting.
+"""Intrinsics for the kernels of the memories: `borrow`, an array as bare memory, and `lowest`, the lowest set bit.
 
-Numba counts references atomically at every call between compiled functions. Where an event costs a handful of calls
-that is most of the time; a borrowed array costs none. The caller of the kernel keeps the memory alive.
+Numba passes an array as seven values, counts references to it, and looks at the sign of every index. Where an event
+costs a few hundred accesses that is most of the time; bare memory costs none of it, and checks nothing. The caller
+of the kernel keeps the memory alive. The kernels' functions are inlined by force for the same reason: LLVM would
+pass their tuples of constants, some 30 values, at every call. Without compilation both are plain Python.
 """
 
 from __future__ import annotations
@@ -14,19 +16,32 @@ from numba.extending import intrinsic
 
 
 def _borrow(typing_context: Any, array: types.Array) -> Any:
-    """View of `array` (inside kernels only) that does not own its memory."""
+    """The elements of `array` (inside kernels only), in order, under indices from 0 on."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        view = context.make_array(signature.args[0])(context, builder, args[0])
-        view.meminfo = view.meminfo.type(None)
-        view.parent = view.parent.type(None)
-        return view._getvalue()
+        return context.make_array(signature.args[0])(context, builder, args[0]).data
 
-    return array(array), generate
+    pointer: Any = types.CPointer
+    return pointer(array.dtype)(array), generate
 
 
-def _same(array: Any) -> Any:
-    return array
+def _lowest(typing_context: Any, mask: types.Integer) -> Any:
+    """Position of the lowest set bit of `mask`, which is not 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], context.get_constant(types.boolean, True))
+
+    return types.int64(types.int64), generate
 
 
-borrow: Any = _same if getattr(numba.config, "DISABLE_JIT", False) else intrinsic(_borrow)
+def _elements(array: Any) -> Any:
+    return array.reshape(-1)
+
+
+def _lowest_plain(mask: int) -> int:
+    return (int(mask) & -int(mask)).bit_length() - 1
+
+
+_PLAIN = getattr(numba.config, "DISABLE_JIT", False)
+borrow: Any = _elements if _PLAIN else intrinsic(_borrow)
+lowest: Any = _lowest_plain if _PLAIN else intrinsic(_lowest)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from numba import njit
 
-from dre_sim._borrow import borrow
+from dre_sim._borrow import borrow, lowest
 from dre_sim._dram_state import (
     ACT2_BANK,
     ACT2_BY,
@@ -66,6 +66,7 @@ from dre_sim._dram_state import (
     TAG_HIT,
     TAG_MISS,
     TODO,
+    TXN_COLS,
     WAIT_SHIFT,
     WRITE,
     X_ARRIVAL,
@@ -75,14 +76,13 @@ from dre_sim._dram_state import (
     admit,
     classify,
     dequeue,
-    lowest,
     tag_column,
 )
 
 NOTHING, COLUMN_OWNER, COLUMN_HIT, PRECHARGE, ACTIVATE, REF_PRECHARGE, REFRESH = 0, 1, 2, 3, 4, 5, 6
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _refresh_candidate(c: int, m: Int64, t: Timing) -> tuple[int, int, int]:
     """The pending refresh's next command: precharge what is open in its scope, then refresh."""
     first = m[c + BANKS] + m[c + REF_AT]
@@ -102,7 +102,7 @@ def _refresh_candidate(c: int, m: Int64, t: Timing) -> tuple[int, int, int]:
     return ready, kind, first
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _pick_column(c: int, now: int, mask: int, w: int, m: Int64) -> int:
     """Smallest priority of the column commands of type `w` over the banks in `mask`."""
     best, earliest = BLOCKED, max(now, m[c + FREE_COL])
@@ -114,7 +114,7 @@ def _pick_column(c: int, now: int, mask: int, w: int, m: Int64) -> int:
     return best
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _pick_row(c: int, now: int, m: Int64) -> int:
     """Smallest priority of precharges and activates; no activate before a split one is whole."""
     best, w, earliest = BLOCKED, m[c + MODE], max(now, m[c + FREE_ROW])
@@ -131,7 +131,7 @@ def _pick_row(c: int, now: int, m: Int64) -> int:
     return best
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _pick(c: int, now: int, m: Int64, t: Timing) -> tuple[int, int, int]:
     """The next command: (clock, kind, bank). Earliest first; then owners, refresh, the oldest request."""
     ready, kind, bank, w = FAR, NOTHING, NONE, m[c + MODE]
@@ -156,7 +156,7 @@ def _pick(c: int, now: int, m: Int64, t: Timing) -> tuple[int, int, int]:
     return ready, kind, bank
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _take_bus(c: int, column: bool, at: int, clocks: int, m: Int64, t: Timing) -> None:
     """Hold a command bus from `at` on. Of two buses the column bus chooses first, so `at` has passed for it too."""
     if column:
@@ -168,7 +168,7 @@ def _take_bus(c: int, column: bool, at: int, clocks: int, m: Int64, t: Timing) -
         m[c + FREE_COL] = m[c + FREE_ROW] = at + clocks
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _column(c: int, b: int, at: int, kind: int, m: Int64, q: Int64, t: Timing) -> None:
     if kind == COLUMN_OWNER:
         x, w = m[b + OWNER], m[b + OWNER_WRITE]
@@ -197,14 +197,14 @@ def _column(c: int, b: int, at: int, kind: int, m: Int64, q: Int64, t: Timing) -
         m[r + READY + WRITE] = max(m[r + READY + WRITE], at + t.read_to_write)
         m[b + B_PRE] = max(m[b + B_PRE], at + t.rtp)
     done = at + latency + t.bl
-    q[x, X_DONE] = done
-    m[done % RING] += 1
+    q[x + X_DONE] = done
+    m[done & (RING - 1)] += 1
     m[c + SYNC_UNTIL] = max(m[c + SYNC_UNTIL], done + t.sync_post)
     m[c + COLS] += 1
     _take_bus(c, True, at, 1, m, t)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _activate(c: int, b: int, at: int, m: Int64, t: Timing) -> None:
     """Open the row of bank `b`'s oldest request, which owns the bank until its column command."""
     w = m[c + MODE]
@@ -229,7 +229,7 @@ def _activate(c: int, b: int, at: int, m: Int64, t: Timing) -> None:
     m[c + ACTS] += 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _close(c: int, b: int, at: int, m: Int64, t: Timing) -> None:
     m[b + ROW] = NONE
     m[c + OPEN_BANKS] &= ~(1 << m[b + NUMBER])
@@ -240,7 +240,7 @@ def _close(c: int, b: int, at: int, m: Int64, t: Timing) -> None:
             classify(c, b, w, m, t)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _refresh(c: int, first: int, at: int, kind: int, m: Int64, t: Timing) -> None:
     _take_bus(c, False, at, 1, m, t)
     end = first + (BANK_SIZE if t.per_bank_refresh else t.rank_banks)
@@ -258,7 +258,7 @@ def _refresh(c: int, first: int, at: int, kind: int, m: Int64, t: Timing) -> Non
     m[c + REF_TODO] -= 1
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _set_mode(c: int, m: Int64, t: Timing) -> None:
     """Write drain with hysteresis; writes also go when no read waits."""
     reads, writes = m[c + N_QUEUED + READ], m[c + N_QUEUED + WRITE]
@@ -269,7 +269,7 @@ def _set_mode(c: int, m: Int64, t: Timing) -> None:
         m[c + MODE] = READ
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _advance(c: int, until: int, backlog: int, m: Int64, q: Int64, t: Timing) -> None:
     """Issue channel `c`'s commands of all clocks before `until`."""
     while m[c + NOW] < until:
@@ -330,16 +330,18 @@ def run_window(
     quantum : clocks that the channels advance apart; exact while no transaction takes fewer from its column
         command to its completion, because what the source will see is then already known
     """
-    m, q = borrow(m), borrow(q)
-    clock, outstanding, u, n_units = 0, 0, 0, unit_start.size - 1
+    n_units = unit_start.size - 1
+    m, q, owner, unit_start = borrow(m), borrow(q), borrow(owner), borrow(unit_start)
+    clock, outstanding, u = 0, 0, 0
     while u < n_units or outstanding > 0:
         for now in range(clock, clock + quantum):
-            outstanding -= m[now % RING]
-            m[now % RING] = 0
+            outstanding -= m[now & (RING - 1)]
+            m[now & (RING - 1)] = 0
             while u < n_units and (outstanding == 0 or outstanding + unit_start[u + 1] - unit_start[u] <= window):
-                for c in owner[unit_start[u] : unit_start[u + 1]]:
-                    q[m[c + FIFO_TAIL], X_ARRIVAL] = now
-                    m[c + FIFO_TAIL] += 1
+                for x in range(unit_start[u], unit_start[u + 1]):
+                    c = owner[x]
+                    q[m[c + FIFO_TAIL] + X_ARRIVAL] = now
+                    m[c + FIFO_TAIL] += TXN_COLS
                 outstanding += unit_start[u + 1] - unit_start[u]
                 u += 1
         clock += quantum

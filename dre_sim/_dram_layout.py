@@ -11,8 +11,7 @@ import numpy as np
 from numba import njit
 from numpy.typing import NDArray
 
-from dre_sim._borrow import borrow
-from dre_sim._dram_state import BANK_SIZE, BANKS, TXN_COLS, X_ARRIVAL, X_BANK, X_ROW, X_UNIT_END, X_WRITE
+from dre_sim._dram_state import BANK_SIZE, BANKS, TXN_COLS, X_ARRIVAL, X_BANK, X_DONE, X_ROW, X_UNIT_END, X_WRITE
 
 Int64 = NDArray[np.int64]
 
@@ -32,16 +31,19 @@ class Geometry(NamedTuple):
     n_transactions: int
 
 
-@njit(cache=True, nogil=True)
-def _channel(a: int, g: Geometry) -> int:
-    return (a >> g.interleave_shift) % g.n_channels
+@njit(cache=True, nogil=True, forceinline=True)
+def _place(x: int, g: Geometry) -> tuple[int, int]:
+    """Channel of transaction `x` of the memory, and the transaction's byte address within the channel."""
+    a = (x if x < g.n_transactions else x % g.n_transactions) << g.transaction_shift
+    stripe = a >> g.interleave_shift
+    row = stripe // g.n_channels
+    return stripe - row * g.n_channels, (row << g.interleave_shift) + (a & ((1 << g.interleave_shift) - 1))
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _bank_and_row(a: int, g: Geometry) -> tuple[int, int]:
-    """Bank number within the channel, counted (pseudo-channel, bank group, bank), and row of byte address `a`."""
-    rest = ((a >> g.interleave_shift) // g.n_channels << g.interleave_shift) + (a & ((1 << g.interleave_shift) - 1))
-    rest >>= g.row_shift if g.page_map else 6
+    """Bank number, counted (pseudo-channel, bank group, bank), and row of byte address `a` of a channel."""
+    rest = a >> (g.row_shift if g.page_map else 6)
     pseudo = rest & ((1 << g.pseudo_shift) - 1)
     rest >>= g.pseudo_shift
     group = rest & ((1 << g.group_shift) - 1)
@@ -59,7 +61,7 @@ def count(address: Int64, n_bytes: Int64, g: Geometry) -> tuple[Int64, Int64]:
         n = ((address[i] + n_bytes[i] - 1) >> g.transaction_shift) - first + 1
         start[i + 1] = start[i] + n
         for x in range(first, first + n):
-            per_channel[_channel(x % g.n_transactions << g.transaction_shift, g)] += 1
+            per_channel[_place(x, g)[0]] += 1
     return per_channel, start
 
 
@@ -67,23 +69,37 @@ def count(address: Int64, n_bytes: Int64, g: Geometry) -> tuple[Int64, Int64]:
 def fill(
     address: Int64, write: Int64, arrival: Int64, start: Int64, begin: Int64, channels: Int64, m: Int64, g: Geometry
 ) -> tuple[Int64, Int64, Int64]:
-    """Transactions as rows of the kernel's `q`, each channel's together from row `begin` (k,) on and in order.
+    """Transactions as the kernel's `q`, each channel's together from record `begin` (k,) on and in order.
 
-    Returns `q`, and for every transaction in the order of the source its row of `q` and its channel record.
+    Returns `q`, and for every transaction in the order of the source its record in `q` and its channel's record.
     X_UNIT_END is right where there is one channel, which is where it is used.
     """
-    m, nxt = borrow(m), begin.copy()
-    q = np.empty((start[-1], TXN_COLS), np.int64)
-    place, owner = np.empty(start[-1], np.int64), np.empty(start[-1], np.int64)
-    for i in range(address.size):
-        first = address[i] >> g.transaction_shift
+    n, following = address.size, begin * TXN_COLS
+    q = np.empty(start[n] * TXN_COLS, np.int64)
+    place, owner = np.empty(start[n], np.int64), np.empty(start[n], np.int64)
+    for i in range(n):
+        first, unit_end = address[i] >> g.transaction_shift, start[i + 1] * TXN_COLS
         for k in range(start[i], start[i + 1]):
-            a = (first + k - start[i]) % g.n_transactions << g.transaction_shift
-            c = _channel(a, g)
+            c, a = _place(first + k - start[i], g)
             bank, row = _bank_and_row(a, g)
-            x = nxt[c]
-            nxt[c] += 1
+            x = following[c]
+            following[c] += TXN_COLS
             place[k], owner[k] = x, channels[c]
-            q[x, X_BANK], q[x, X_ROW] = m[channels[c] + BANKS] + bank * BANK_SIZE, row
-            q[x, X_WRITE], q[x, X_ARRIVAL], q[x, X_UNIT_END] = write[i], arrival[i], start[i + 1]
+            q[x + X_BANK], q[x + X_ROW] = m[channels[c] + BANKS] + bank * BANK_SIZE, row
+            q[x + X_WRITE], q[x + X_ARRIVAL], q[x + X_UNIT_END] = write[i], arrival[i], unit_end
     return q, place, owner
+
+
+@njit(cache=True, nogil=True)
+def collect(start: Int64, place: Int64, q: Int64, tck_ps: int) -> tuple[Int64, Int64, Int64, Int64]:
+    """Arrival and completion of the requests, latency and completion of their transactions, ps, as in `DramResult`."""
+    n = start.size - 1
+    arrival, completion = np.empty(n, np.int64), np.empty(n, np.int64)
+    latency, done = np.empty(place.size, np.int64), np.empty(place.size, np.int64)
+    for i in range(n):
+        arrival[i], completion[i] = q[place[start[i]] + X_ARRIVAL] * tck_ps, 0
+        for k in range(start[i], start[i + 1]):
+            done[k] = q[place[k] + X_DONE] * tck_ps
+            latency[k] = done[k] - q[place[k] + X_ARRIVAL] * tck_ps
+            completion[i] = max(completion[i], done[k])
+    return arrival, completion, latency, done

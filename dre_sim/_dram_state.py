@@ -1,7 +1,7 @@
 """Records of the DRAM kernel and its queues: what waits in each bank, and which request is its next candidate.
 
 All state is one flat integer table `m` of records; a record is named by the index of its first field, so a bank
-`b` has its open row in `m[b + ROW]`. Transactions are the rows of `q`. `_dram_kernel.py` issues commands on it.
+`b` has its open row in `m[b + ROW]`. Transactions are the records of `q`. `_dram_kernel.py` issues commands on it.
 """
 
 from __future__ import annotations
@@ -35,16 +35,12 @@ ROW, B_READY, B_PRE, B_ACT, OWNER, OWNER_WRITE, OWNER_AGE, RANK, GROUP, NUMBER =
 HEAD, TAIL, HIT, MISS, TAG_HIT, TAG_MISS, BANK_SIZE = 11, 13, 15, 17, 19, 21, 23
 # A slot of a read or write queue.
 S_TXN, S_ROW, S_AGE, S_NEXT, S_PREV, SLOT_SIZE = 0, 1, 2, 3, 4, 5
-# Columns of `q`. X_UNIT_END: behind the last transaction of the same unit in the channel's FIFO.
+# A transaction, in `q`. X_UNIT_END: behind the last transaction of the same unit in the channel's FIFO.
 X_BANK, X_ROW, X_WRITE, X_UNIT_END, X_ARRIVAL, X_DONE, TXN_COLS = 0, 1, 2, 3, 4, 5, 6
 
 # A command's priority, smallest first: clocks to wait, class (owner, refresh, others), age, row command, bank number.
 WAIT_SHIFT, CLASS_SHIFT, AGE_SHIFT, ROW_BIT = 44, 42, 7, 64
 BLOCKED = 1 << 61
-
-# The powers of two below 2**64 leave different remainders modulo 67.
-BIT_POSITION = np.zeros(67, np.int64)
-BIT_POSITION[[(1 << i) % 67 for i in range(64)]] = np.arange(64)
 
 
 class Timing(NamedTuple):
@@ -87,19 +83,12 @@ class Timing(NamedTuple):
     front_clocks: int
 
 
-@njit(cache=True, nogil=True)
-def lowest(mask: int) -> int:
-    """Position of the lowest set bit."""
-    position: int = BIT_POSITION[(mask & -mask) % 67]
-    return position
-
-
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _set_bit(field: int, bit: int, on: bool, m: Int64) -> None:
     m[field] = m[field] | bit if on else m[field] & ~bit
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def tag_column(c: int, b: int, w: int, m: Int64) -> None:
     """Keep the priority of bank `b`'s next column command of type `w`: its owner's, else the oldest hit's."""
     hit, bit = m[b + HIT + w], 1 << m[b + NUMBER]
@@ -112,7 +101,7 @@ def tag_column(c: int, b: int, w: int, m: Int64) -> None:
     _set_bit(c + OWNED_BANKS + w, bit, owned, m)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _tag_row(c: int, b: int, w: int, m: Int64, t: Timing) -> None:
     """Keep the priority of the precharge or activate that bank `b`'s oldest other request asks for."""
     miss = m[b + MISS + w]
@@ -122,7 +111,7 @@ def _tag_row(c: int, b: int, w: int, m: Int64, t: Timing) -> None:
     _set_bit(c + ROW_BANKS + w, 1 << m[b + NUMBER], miss >= 0, m)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def classify(c: int, b: int, w: int, m: Int64, t: Timing) -> None:
     """Find the oldest hit and the oldest other request of type `w` after bank `b`'s row changed."""
     hit = miss = NONE
@@ -138,13 +127,13 @@ def classify(c: int, b: int, w: int, m: Int64, t: Timing) -> None:
     _tag_row(c, b, w, m, t)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _enqueue(c: int, x: int, m: Int64, q: Int64, t: Timing) -> None:
-    w, b = q[x, X_WRITE], q[x, X_BANK]
+    w, b = q[x + X_WRITE], q[x + X_BANK]
     i = m[c + FREE_SLOT + w]
     m[c + FREE_SLOT + w] = m[i + S_NEXT]
     m[c + N_QUEUED + w] += 1
-    m[i + S_TXN], m[i + S_ROW], m[i + S_AGE] = x, q[x, X_ROW], m[c + AGE]
+    m[i + S_TXN], m[i + S_ROW], m[i + S_AGE] = x, q[x + X_ROW], m[c + AGE]
     m[c + AGE] += 1
     tail = m[b + TAIL + w]
     m[i + S_NEXT], m[i + S_PREV] = -1, tail
@@ -153,7 +142,7 @@ def _enqueue(c: int, x: int, m: Int64, q: Int64, t: Timing) -> None:
     else:
         m[b + HEAD + w] = i
     m[b + TAIL + w] = i
-    if q[x, X_ROW] == m[b + ROW]:
+    if q[x + X_ROW] == m[b + ROW]:
         if m[b + HIT + w] < 0:
             m[b + HIT + w] = i
             tag_column(c, b, w, m)
@@ -162,7 +151,7 @@ def _enqueue(c: int, x: int, m: Int64, q: Int64, t: Timing) -> None:
         _tag_row(c, b, w, m, t)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def dequeue(c: int, b: int, i: int, w: int, m: Int64) -> int:
     """Take slot `i` out of its bank's queue; return the one behind it."""
     before: int = m[i + S_PREV]
@@ -181,28 +170,28 @@ def dequeue(c: int, b: int, i: int, w: int, m: Int64) -> int:
     return after
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def admit(c: int, now: int, backlog: int, m: Int64, q: Int64, t: Timing) -> int:
     """Move waiting transactions into the queues, in order; return the clock of the next chance."""
     if m[c + ADMIT_AT] <= now:
         head, moved = m[c + FIFO_HEAD], 0
         while moved < t.admit_per_clock and head < m[c + FIFO_TAIL]:
-            if q[head, X_ARRIVAL] + t.front_clocks > now or m[c + FREE_SLOT + q[head, X_WRITE]] < 0:
+            if q[head + X_ARRIVAL] + t.front_clocks > now or m[c + FREE_SLOT + q[head + X_WRITE]] < 0:
                 break
             _enqueue(c, head, m, q, t)
-            head += 1
+            head += TXN_COLS
             moved += 1
         m[c + FIFO_HEAD], m[c + ADMIT_AT] = head, now + 1
         if backlog:
             tail = m[c + FIFO_TAIL]
-            while tail - head < backlog and tail < m[c + FIFO_END]:
-                end = q[tail, X_UNIT_END]
-                for x in range(tail, end):
-                    q[x, X_ARRIVAL] = now
+            while tail - head < backlog * TXN_COLS and tail < m[c + FIFO_END]:
+                end = q[tail + X_UNIT_END]
+                for x in range(tail, end, TXN_COLS):
+                    q[x + X_ARRIVAL] = now
                 tail = end
             m[c + FIFO_TAIL] = tail
     head = m[c + FIFO_HEAD]
-    if head == m[c + FIFO_TAIL] or m[c + FREE_SLOT + q[head, X_WRITE]] < 0:
+    if head == m[c + FIFO_TAIL] or m[c + FREE_SLOT + q[head + X_WRITE]] < 0:
         return FAR
-    chance: int = max(m[c + ADMIT_AT], q[head, X_ARRIVAL] + t.front_clocks)
+    chance: int = max(m[c + ADMIT_AT], q[head + X_ARRIVAL] + t.front_clocks)
     return chance

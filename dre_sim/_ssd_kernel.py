@@ -1,9 +1,10 @@
 """Numba kernel of `ssd.py`: dies, flash channels, write buffer and both directions of the link, event by event.
 
 Between events nothing changes: a channel's next event is the end of what its bus carries or of what one of its
-dies does, and host commands arrive in order, so no heap is needed. State is one flat table `m` of records, named by
-the index of their first field; `op` has a row for each page of a request, `req` one for each request. Times are
-integer picoseconds.
+dies does, and host commands arrive in order, so no heap is needed. An end that nothing waits for is no event: a bus
+is simply free again, and a page that was read is found when the bus is. State is one flat table `m` of records, named
+by the index of their first field; `op` has a record for each page of a request, `req` one for each request. Times
+are integer picoseconds.
 """
 
 from __future__ import annotations
@@ -22,17 +23,17 @@ FAR = 1 << 54  # 5 hours
 CHANNEL_BITS = 8
 NONE = -1
 IDLE, READING, WAITING, PROGRAMMING = 0, 1, 2, 3
-BUS_IDLE, BUS_COMMAND, BUS_DATA_OUT, BUS_DATA_IN = 0, 1, 2, 3
 
 # The host and the link stand at the table's begin.
-UP_FREE, DOWN_FREE, SUBMITTED, SERVED, N_OPS, DIRTY, PAGE_READS, PROGRAMS, UP_BUSY, HOST_SIZE = range(10)
-# A channel's bus: what it carries for whom and until when, whose turn is next, pages read but not moved, next event.
-DOING, UNTIL, ON, TURN, OUT_HEAD, OUT_TAIL, NEXT, BUS_SIZE = range(8)
+UP_FREE, DOWN_FREE, SUBMITTED, SERVED, N_OPS, DIRTY, PAGE_READS, PROGRAMS, UP_BUSY, END, HOST_SIZE = range(11)
+# A channel's bus: from when it is free, the page that it moves out, whose turn is next, pages read but not moved,
+# next event.
+FREE, MOVES, TURN, OUT_HEAD, OUT_TAIL, NEXT, BUS_SIZE = range(7)
 # A die: state and when it ends, its running pages, its queues of reads and of writes.
 STATE, AT, ACTIVE, N_ACTIVE, R_HEAD, R_TAIL, W_HEAD, W_TAIL, DIE_SIZE = range(9)
-# Columns of `op`: request, its die, global page, plane and level of the page, bytes of it, next in the same queue.
+# A page, in `op`: request, its die, global page, plane and level of the page, bytes of it, next in the same queue.
 REQUEST, DIE, PAGE, PLANE, LEVEL, N_BYTES, FOLLOW, OP_COLS = range(8)
-# Columns of `req`. PLACED, LEFT: pages queued so far, and not yet served. DOWN_PS, UP_PS: time on the link each way.
+# A request, in `req`. PLACED, LEFT: pages queued so far, and not yet served. DOWN_PS, UP_PS: time on the link each way.
 ADDRESS, SIZE, WRITES, PLACED, LEFT, ARRIVE, SUBMIT, DONE, DOWN_PS, UP_PS, REQ_COLS = range(11)
 
 
@@ -59,77 +60,77 @@ class Device(NamedTuple):
     read_times: int
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _submit(r: int, at: int, m: Int64, req: Int64) -> None:
     """The host rings the doorbell; the command, and a write's data, come down in order."""
-    req[r, SUBMIT] = at
-    m[DOWN_FREE] = max(at, m[DOWN_FREE]) + req[r, DOWN_PS]
-    req[r, ARRIVE] = m[DOWN_FREE]
+    req[r + SUBMIT] = at
+    m[DOWN_FREE] = max(at, m[DOWN_FREE]) + req[r + DOWN_PS]
+    req[r + ARRIVE] = m[DOWN_FREE]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _complete(r: int, at: int, m: Int64, req: Int64, d: Device) -> None:
     """Data (of a read) and completion entry go up in order; then the host submits its next request."""
-    m[UP_FREE] = max(at, m[UP_FREE]) + req[r, UP_PS]
-    m[UP_BUSY] += req[r, UP_PS]
-    req[r, DONE] = m[UP_FREE] + d.overhead
+    m[UP_FREE] = max(at, m[UP_FREE]) + req[r + UP_PS]
+    m[UP_BUSY] += req[r + UP_PS]
+    req[r + DONE] = m[UP_FREE] + d.overhead
     m[SERVED] += 1
-    if m[SUBMITTED] < req.shape[0]:
-        _submit(m[SUBMITTED], req[r, DONE], m, req)
-        m[SUBMITTED] += 1
+    if m[SUBMITTED] < m[END]:
+        _submit(m[SUBMITTED], req[r + DONE], m, req)
+        m[SUBMITTED] += REQ_COLS
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _append(i: int, head: int, tail: int, m: Int64, op: Int64) -> None:
     """Put page `i` behind the queue whose ends stand in m[head], m[tail]."""
-    op[i, FOLLOW] = NONE
+    op[i + FOLLOW] = NONE
     if m[head] < 0:
         m[head] = i
     else:
-        op[m[tail], FOLLOW] = i
+        op[m[tail] + FOLLOW] = i
     m[tail] = i
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _queue_pages(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> bool:
-    """Queue the pages of request `r` at their dies, striped over channel, die, plane; wake idle buses.
+    """Queue the pages of request `r` at their dies, striped over channel, die, plane; wake the buses of idle dies.
 
     False where a write finds the buffer full; it goes on from there.
     """
-    page, end = req[r, ADDRESS] // d.page_bytes, req[r, ADDRESS] + req[r, SIZE]
+    page, end = req[r + ADDRESS] // d.page_bytes, req[r + ADDRESS] + req[r + SIZE]
     n_pages = (end - 1) // d.page_bytes + 1 - page
-    if req[r, PLACED] == 0:
-        req[r, LEFT] = n_pages
-    page += req[r, PLACED]
+    if req[r + PLACED] == 0:
+        req[r + LEFT] = n_pages
+    page += req[r + PLACED]
     stripe, channel = page // d.n_channels, page % d.n_channels
     row, die = stripe // d.dies, stripe % d.dies
-    level, plane = row // d.planes, row % d.planes
-    for _ in range(req[r, PLACED], n_pages):
-        if req[r, WRITES] and m[DIRTY] >= d.buffer_bytes:
+    level, plane = row // d.planes % d.levels, row % d.planes
+    for _ in range(req[r + PLACED], n_pages):
+        if req[r + WRITES] and m[DIRTY] >= d.buffer_bytes:
             return False
         i, k = m[N_OPS], d.all_dies + (channel * d.dies + die) * DIE_SIZE
-        m[N_OPS] += 1
-        op[i, REQUEST], op[i, DIE], op[i, PAGE], op[i, PLANE], op[i, LEVEL] = r, k, page, plane, level % d.levels
-        op[i, N_BYTES] = min((page + 1) * d.page_bytes, end) - max(page * d.page_bytes, req[r, ADDRESS])
-        queue = W_HEAD if req[r, WRITES] else R_HEAD
+        m[N_OPS] += OP_COLS
+        op[i + REQUEST], op[i + DIE], op[i + PAGE], op[i + PLANE], op[i + LEVEL] = r, k, page, plane, level
+        op[i + N_BYTES] = min((page + 1) * d.page_bytes, end) - max(page * d.page_bytes, req[r + ADDRESS])
+        queue = W_HEAD if req[r + WRITES] else R_HEAD
         _append(i, k + queue, k + queue + 1, m, op)
-        m[DIRTY] += op[i, N_BYTES] * req[r, WRITES]
-        req[r, PLACED] += 1
+        m[DIRTY] += op[i + N_BYTES] * req[r + WRITES]
+        req[r + PLACED] += 1
         bus = d.buses + channel * BUS_SIZE
-        if m[bus + DOING] == BUS_IDLE:
-            m[bus + NEXT] = now
+        if m[k + STATE] == IDLE:
+            m[bus + NEXT] = min(m[bus + NEXT], max(now, m[bus + FREE]))
         channel += 1
         if channel == d.n_channels:
             channel, die = 0, die + 1
         if die == d.dies:
             die, plane = 0, plane + 1
         if plane == d.planes:
-            plane, level = 0, level + 1
+            plane, level = 0, level + 1 if level + 1 < d.levels else 0
         page += 1
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _take_pages(k: int, head: int, m: Int64, op: Int64, d: Device) -> int:
     """Move the first page of a die's queue, and those that one command serves with it, to its active pages.
 
@@ -139,22 +140,22 @@ def _take_pages(k: int, head: int, m: Int64, op: Int64, d: Device) -> int:
     first, planes, seen, last, before, i = m[k + head], 0, 0, NONE, NONE, m[k + head]
     m[k + ACTIVE], m[k + N_ACTIVE] = first, 0
     # Who reads all of a page leaves nothing of it to its neighbours.
-    merge = d.merge and head == R_HEAD and op[first, N_BYTES] < d.page_bytes
+    merge = d.merge and head == R_HEAD and op[first + N_BYTES] < d.page_bytes
     while i >= 0 and (planes < d.planes or merge):
-        after, bit = op[i, FOLLOW], 1 << op[i, PLANE]
-        joins = op[i, LEVEL] == op[first, LEVEL] and not seen & bit
-        if joins or (merge and i != first and op[i, PAGE] == op[first, PAGE]):
+        after, bit = op[i + FOLLOW], 1 << op[i + PLANE]
+        joins = op[i + LEVEL] == op[first + LEVEL] and not seen & bit
+        if joins or (merge and i != first and op[i + PAGE] == op[first + PAGE]):
             planes += joins
             seen |= bit
             if before >= 0:
-                op[before, FOLLOW] = after
+                op[before + FOLLOW] = after
             else:
                 m[k + head] = after
             if after < 0:
                 m[k + head + 1] = before
             if last >= 0:
-                op[last, FOLLOW] = i
-            op[i, FOLLOW] = NONE
+                op[last + FOLLOW] = i
+            op[i + FOLLOW] = NONE
             last = i
             m[k + N_ACTIVE] += 1
         else:
@@ -163,31 +164,31 @@ def _take_pages(k: int, head: int, m: Int64, op: Int64, d: Device) -> int:
     return planes
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _start_die(k: int, c: int, now: int, m: Int64, op: Int64, d: Device) -> bool:
-    """Send an idle die its next command over the free bus: reads first."""
+    """Send an idle die its next command over the free bus: reads first. It works when all has come over the bus."""
     if m[k + STATE] != IDLE or (m[k + R_HEAD] < 0 and m[k + W_HEAD] < 0):
         return False
     if m[k + R_HEAD] >= 0:
         planes = _take_pages(k, R_HEAD, m, op, d)
         m[PAGE_READS] += planes
-        m[k + STATE], m[c + DOING] = READING, BUS_COMMAND
-        m[c + UNTIL] = now + d.command + (planes - 1) * d.command_plane
+        m[k + STATE], busy = READING, m[d.read_times + op[m[k + ACTIVE] + LEVEL]]
+        m[c + FREE] = now + d.command + (planes - 1) * d.command_plane
     else:
         planes = _take_pages(k, W_HEAD, m, op, d)
         m[PROGRAMS] += planes
-        m[k + STATE], m[c + DOING] = PROGRAMMING, BUS_DATA_IN
+        m[k + STATE], busy = PROGRAMMING, d.program
         n_bytes, i = 0, m[k + ACTIVE]
         while i >= 0:
-            n_bytes += op[i, N_BYTES]
-            i = op[i, FOLLOW]
-        m[c + UNTIL] = now + d.program_command + (planes - 1) * d.command_plane
-        m[c + UNTIL] += int(n_bytes * d.bus_ps_per_byte)
-    m[k + AT], m[c + ON] = FAR, k
+            n_bytes += op[i + N_BYTES]
+            i = op[i + FOLLOW]
+        m[c + FREE] = now + d.program_command + (planes - 1) * d.command_plane
+        m[c + FREE] += int(n_bytes * d.bus_ps_per_byte)
+    m[k + AT] = m[c + FREE] + busy
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _start_any_die(c: int, dies: int, now: int, m: Int64, op: Int64, d: Device) -> bool:
     """Dies take turns with commands."""
     for _ in range(d.dies):
@@ -198,39 +199,33 @@ def _start_any_die(c: int, dies: int, now: int, m: Int64, op: Int64, d: Device) 
     return False
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _use_bus(c: int, dies: int, now: int, m: Int64, op: Int64, d: Device) -> None:
     """A free bus moves the page that waits longest, before or after it gives the dies commands."""
     i = m[c + OUT_HEAD]
     if d.commands_first and _start_any_die(c, dies, now, m, op, d):
         return
     if i >= 0:
-        m[c + OUT_HEAD] = op[i, FOLLOW]
-        m[c + DOING], m[c + ON] = BUS_DATA_OUT, i
-        m[c + UNTIL] = now + d.setup + int(op[i, N_BYTES] * d.bus_ps_per_byte)
+        m[c + OUT_HEAD] = op[i + FOLLOW]
+        m[c + MOVES], m[c + FREE] = i, now + d.setup + int(op[i + N_BYTES] * d.bus_ps_per_byte)
     elif not d.commands_first:
         _start_any_die(c, dies, now, m, op, d)
 
 
-@njit(cache=True, nogil=True)
-def _bus_ends(c: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> None:
-    doing, on = m[c + DOING], m[c + ON]
-    m[c + DOING], m[c + UNTIL] = BUS_IDLE, FAR
-    if doing == BUS_COMMAND:
-        m[on + AT] = now + m[d.read_times + op[m[on + ACTIVE], LEVEL]]
-    elif doing == BUS_DATA_IN:
-        m[on + AT] = now + d.program
-    else:
-        k, r = op[on, DIE], op[on, REQUEST]
-        m[k + N_ACTIVE] -= 1
-        if m[k + N_ACTIVE] == 0:
-            m[k + STATE] = IDLE
-        req[r, LEFT] -= 1
-        if req[r, LEFT] == 0:
-            _complete(r, now, m, req, d)
+@njit(cache=True, nogil=True, forceinline=True)
+def _page_moved(c: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> None:
+    """A page has left its die, which is free after the last one."""
+    k, r = op[m[c + MOVES] + DIE], op[m[c + MOVES] + REQUEST]
+    m[c + MOVES] = NONE
+    m[k + N_ACTIVE] -= 1
+    if m[k + N_ACTIVE] == 0:
+        m[k + STATE] = IDLE
+    req[r + LEFT] -= 1
+    if req[r + LEFT] == 0:
+        _complete(r, now, m, req, d)
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _die_ends(k: int, c: int, m: Int64, op: Int64) -> None:
     """Pages that were read queue for the bus; pages that were programmed leave the buffer."""
     m[k + AT] = FAR
@@ -238,42 +233,65 @@ def _die_ends(k: int, c: int, m: Int64, op: Int64) -> None:
     if m[k + STATE] == READING:
         m[k + STATE] = WAITING
         while i >= 0:
-            after = op[i, FOLLOW]
+            after = op[i + FOLLOW]
             _append(i, c + OUT_HEAD, c + OUT_TAIL, m, op)
             i = after
     else:
         m[k + STATE] = IDLE
         while i >= 0:
-            m[DIRTY] -= op[i, N_BYTES]
-            i = op[i, FOLLOW]
+            m[DIRTY] -= op[i + N_BYTES]
+            i = op[i + FOLLOW]
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
 def _arrive(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> bool:
     """A request has come down the link. A write is complete when all of it is in the buffer, else False."""
     if not _queue_pages(r, now, m, op, req, d):
         return False
-    if req[r, WRITES]:
+    if req[r + WRITES]:
         _complete(r, now, m, req, d)
     return True
 
 
-@njit(cache=True, nogil=True)
+@njit(cache=True, nogil=True, forceinline=True)
+def _first_die(dies: int, m: Int64, d: Device) -> int:
+    """The die of a channel whose work ends first."""
+    first = dies
+    for k in range(dies, dies + d.dies * DIE_SIZE, DIE_SIZE):
+        if m[k + AT] < m[first + AT]:
+            first = k
+    return first
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _next_event(c: int, dies: int, m: Int64, d: Device) -> int:
+    """When the bus can do something, or buffer becomes free."""
+    free = m[c + FREE]
+    following = free if m[c + MOVES] >= 0 or m[c + OUT_HEAD] >= 0 else FAR
+    for k in range(dies, dies + d.dies * DIE_SIZE, DIE_SIZE):
+        if m[k + STATE] == IDLE:
+            at = free if m[k + R_HEAD] >= 0 or m[k + W_HEAD] >= 0 else FAR
+        else:
+            at = m[k + AT] if m[k + STATE] == PROGRAMMING else max(m[k + AT], free)
+        following = min(following, at)
+    return following
+
+
+@njit(cache=True, nogil=True, forceinline=True)
 def _channel(number: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> None:
     """Everything that happens on one channel at `now`, then when something happens there next."""
     c = d.buses + number * BUS_SIZE
     dies = d.all_dies + number * d.dies * DIE_SIZE
-    if m[c + UNTIL] <= now:
-        _bus_ends(c, now, m, op, req, d)
-    for k in range(dies, dies + d.dies * DIE_SIZE, DIE_SIZE):
-        if m[k + AT] <= now:
-            _die_ends(k, c, m, op)
-    if m[c + DOING] == BUS_IDLE:
+    free = m[c + FREE] <= now
+    if free and m[c + MOVES] >= 0:
+        _page_moved(c, now, m, op, req, d)
+    k = _first_die(dies, m, d)
+    while m[k + AT] <= now:
+        _die_ends(k, c, m, op)
+        k = _first_die(dies, m, d)
+    if free:
         _use_bus(c, dies, now, m, op, d)
-    following = m[c + UNTIL]
-    for k in range(dies, dies + d.dies * DIE_SIZE, DIE_SIZE):
-        following = min(following, m[k + AT])
-    m[c + NEXT] = following
+    m[c + NEXT] = _next_event(c, dies, m, d)
 
 
 @njit(cache=True, nogil=True)
@@ -282,10 +300,11 @@ def run(queue_depth: int, waiting: Int64, m: Int64, op: Int64, req: Int64, d: De
 
     waiting : (n,) scratch for writes that found the buffer full, in order
     """
-    m, op, req = borrow(m), borrow(op), borrow(req)
     n = req.shape[0]
-    m[SUBMITTED] = min(queue_depth, n)
-    for r in range(m[SUBMITTED]):
+    m, op, req, waiting = borrow(m), borrow(op), borrow(req), borrow(waiting)
+    m[END] = n * REQ_COLS
+    m[SUBMITTED] = min(queue_depth, n) * REQ_COLS
+    for r in range(0, m[SUBMITTED], REQ_COLS):
         _submit(r, 0, m, req)
     arrived = head = tail = 0
     while m[SERVED] < n:
@@ -294,13 +313,13 @@ def run(queue_depth: int, waiting: Int64, m: Int64, op: Int64, req: Int64, d: De
         for k in range(d.n_channels):
             first = min(first, (m[d.buses + k * BUS_SIZE + NEXT] << CHANNEL_BITS) + k)
         now = first >> CHANNEL_BITS
-        if arrived == m[SUBMITTED] or now < req[arrived, ARRIVE]:
+        if arrived == m[SUBMITTED] or now < req[arrived + ARRIVE]:
             _channel(first & ((1 << CHANNEL_BITS) - 1), now, m, op, req, d)
             while head < tail and _arrive(waiting[head], now, m, op, req, d):
                 head += 1
         else:
-            now = req[arrived, ARRIVE]
-            if (req[arrived, WRITES] and head < tail) or not _arrive(arrived, now, m, op, req, d):
+            now = req[arrived + ARRIVE]
+            if (req[arrived + WRITES] and head < tail) or not _arrive(arrived, now, m, op, req, d):
                 waiting[tail] = arrived
                 tail += 1
-            arrived += 1
+            arrived += REQ_COLS

@@ -229,8 +229,8 @@ def _state(c: SsdConfig) -> Int64:
     from dre_sim import _ssd_kernel as k
 
     bus = np.zeros((c.n_channels, k.BUS_SIZE), np.int64)
-    bus[:, [k.OUT_HEAD, k.OUT_TAIL]] = k.NONE
-    bus[:, [k.UNTIL, k.NEXT]] = k.FAR
+    bus[:, [k.MOVES, k.OUT_HEAD, k.OUT_TAIL]] = k.NONE
+    bus[:, k.NEXT] = k.FAR
     die = np.full((c.n_dies, k.DIE_SIZE), k.NONE, np.int64)
     die[:, [k.STATE, k.N_ACTIVE]] = 0
     die[:, k.AT] = k.FAR

@@ -1,6 +1,6 @@
 """`simulate`: the time of every request of a list, or of a source that keeps a window or a queue full.
 
-Splits requests into transactions, maps them to channel, bank and row, and hands them to `_dram_k.py`.
+Splits requests into transactions, maps them to channel, bank and row, and hands them to `_dram_kernel.py`.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def simulate(config: DramConfig, requests: DramRequests, *, backlog: int = 0, wi
     _check(config, requests, backlog, window_bytes)
     from dre_sim import _dram_state as k
     from dre_sim._dram_kernel import run_open, run_window
-    from dre_sim._dram_layout import count, fill
+    from dre_sim._dram_layout import collect, count, fill
 
     geometry, timing = _geometry(config), _timing(config)
     per_channel, start = count(requests.address, requests.n_bytes, geometry)
@@ -83,11 +83,11 @@ def simulate(config: DramConfig, requests: DramRequests, *, backlog: int = 0, wi
         run_window(channels, window, quantum, start, owner, table, q, timing)
     else:
         run_open(channels, backlog, table, q, timing)
-    arrived, done = q[place, k.X_ARRIVAL] * config.tck_ps, q[place, k.X_DONE] * config.tck_ps
+    arrived, completed, latency, done = collect(start, place, q, config.tck_ps)
     return DramResult(
-        arrival_ps=arrived[start[:-1]],
-        completion_ps=np.maximum.reduceat(done, start[:-1]),
-        transaction_latency_ps=done - arrived,
+        arrival_ps=arrived,
+        completion_ps=completed,
+        transaction_latency_ps=latency,
         transaction_done_ps=done,
         transaction_write=np.repeat(requests.is_write, np.diff(start)),
         n_bytes=int(requests.n_bytes.sum()),
@@ -189,8 +189,8 @@ def _state(c: DramConfig, per_channel: Int64) -> tuple[Int64, Int64]:
     slot = bank[-1] + k.BANK_SIZE + np.arange(c.n_channels * n_slots) * k.SLOT_SIZE
     m = np.zeros(slot[-1] + k.SLOT_SIZE, np.int64)
     end = np.cumsum(per_channel)
-    m[chan + k.TODO], m[chan + k.FIFO_END] = per_channel, end
-    m[chan + k.FIFO_HEAD] = m[chan + k.FIFO_TAIL] = end - per_channel
+    m[chan + k.TODO], m[chan + k.FIFO_END] = per_channel, end * k.TXN_COLS
+    m[chan + k.FIFO_HEAD] = m[chan + k.FIFO_TAIL] = (end - per_channel) * k.TXN_COLS
     m[chan + k.ACT2_BANK] = k.NONE
     m[chan + k.REF_NEXT] = _refresh_interval(c)
     m[chan + k.BANKS] = bank[:: c.n_banks]
