@@ -18,6 +18,7 @@ from dre_sim.gpu_retrieval import SoftwareStage
 from dre_sim.scheduler import TaskGraph
 from dre_sim.timeline import Timeline
 from dre_sim.workload import Gemm, LayerWork, StepWork
+from dre_sim.writeback import add_writeback
 
 __all__ = ["Gpu", "GpuConfig", "OutOfMemoryError", "PowerMode", "check_capacity", "device_bytes"]
 
@@ -124,7 +125,7 @@ class _StepOnGpu:
         self._attention(layer)
         for g in others:
             self._gemm(g, layer.layer)
-        self._offload(layer)
+        add_writeback(self.graph, self.actions, self.config.offload, layer, self._stream, self.config.dram_ps)
 
     def _fetch_known(self, layer: LayerWork) -> None:
         """Fetches that no prediction releases: layer j + 1 while j computes, in two buffers, as FlexGen does.
@@ -198,26 +199,6 @@ class _StepOnGpu:
         if config.fetch == "synchronous":
             self._stream += (tier, link)
             self._host += (tier, link)
-
-    def _offload(self, layer: LayerWork) -> None:
-        """Write what leaves the device: the other direction of the link, and nobody waits for it."""
-        n_bytes, moved = layer.offload_write_bytes, layer.reorder_bytes
-        self.actions["dram_read_bytes"] += n_bytes + moved // 2
-        self.actions["dram_write_bytes"] += moved - moved // 2
-        if n_bytes + moved == 0:
-            return
-        timing = self.config.offload.write(n_bytes)
-        self.actions.update(self.config.offload.write_actions(timing))
-        self.graph.add(
-            "link_up",
-            "offload",
-            layer.layer,
-            timing.time_ps,
-            self._stream,
-            n_bytes=n_bytes,
-            dram_ps=self.config.dram_ps(n_bytes + moved),
-            dram_bytes=n_bytes + moved,
-        )
 
     # -- units ----------------------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ from dre_sim.offload import OffloadTier
 from dre_sim.scheduler import TaskGraph
 from dre_sim.timeline import Timeline
 from dre_sim.workload import AttentionWork, FetchWork, Gemm, LayerWork, PredictionWork, StepWork
+from dre_sim.writeback import add_writeback
 from dre_sim.wtu import WtuConfig
 
 # Passes of the vector engine over the scores where no DRE unit cuts them: a merge sort's are as many as the number of
@@ -64,7 +65,7 @@ class VRex:
 
 
 class _StepOnVRex:
-    """Builds the task graph of one step. Task indices of earlier layers are kept for dependencies."""
+    """Builds the task graph of one step. `fetched` holds each layer's fetch, for its attention to wait for."""
 
     def __init__(self, config: VRexConfig, work: StepWork) -> None:
         self.config = config
@@ -72,7 +73,6 @@ class _StepOnVRex:
         self.graph = TaskGraph()
         self.actions: Counter[str] = Counter()
         self.fetched: dict[int, int] = {}
-        self.layer_end: dict[int, int] = {}
         # The layers of a step repeat a few shapes.
         self._gemm_cost = lru_cache(maxsize=None)(partial(lxe_model.gemm, config.lxe))
 
@@ -83,7 +83,6 @@ class _StepOnVRex:
         previous = start
         for layer in self.work.layers:
             previous = self._layer(layer, previous)
-            self.layer_end[layer.layer] = previous
         for gemm in self.work.head:
             previous = self._gemm(gemm, "lm_head", -1, (previous,))
         spans, _ = self.graph.run()
@@ -110,7 +109,7 @@ class _StepOnVRex:
         last = self._attention(layer, waits)
         for gemm in others:
             last = self._gemm(gemm, "linear", index, (last,))
-        self._offload(layer, last)
+        add_writeback(self.graph, self.actions, self.config.offload, layer, (last,), self._dram_ps)
         return last
 
     def _predict_around(self, layer: LayerWork, first: int, previous: int) -> None:
@@ -268,27 +267,6 @@ class _StepOnVRex:
             n_bytes=arriving,
             dram_ps=self._dram_ps(arriving, write=True),
             dram_bytes=arriving,
-        )
-
-    def _offload(self, layer: LayerWork, after: int) -> None:
-        """Write what leaves the device; full-duplex link, nobody waits for it."""
-        n_bytes = layer.offload_write_bytes
-        moved = layer.reorder_bytes
-        self.actions["dram_read_bytes"] += n_bytes + moved // 2
-        self.actions["dram_write_bytes"] += moved - moved // 2
-        if n_bytes == 0 and moved == 0:
-            return
-        timing = self.config.offload.write(n_bytes)
-        self.actions.update(self.config.offload.write_actions(timing))
-        self.graph.add(
-            "link_up",
-            "offload",
-            layer.layer,
-            timing.time_ps,
-            (after,),
-            n_bytes=n_bytes,
-            dram_ps=self._dram_ps(n_bytes + moved),
-            dram_bytes=n_bytes + moved,
         )
 
     # -- units ----------------------------------------------------------------------------------------
