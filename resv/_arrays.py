@@ -19,6 +19,8 @@ Array: TypeAlias = Any
 
 def is_tensor(x: object) -> bool:
     """Whether `x` is a torch tensor (or a subclass), decided by its type's module."""
+    if type(x) is np.ndarray:
+        return False
     return any(base.__module__.partition(".")[0] == "torch" for base in type(x).__mro__)
 
 

@@ -52,17 +52,19 @@ def _quantise_row(row: Any, edges: Any, levels: Any, group: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def quantise(rows: Any, frequencies: Any, edges: Any, levels: Any) -> None:
+def quantise(rows: Any, first: int, frequencies: Any, edges: Any, levels: Any) -> None:
     """In place: rows (n, W); edges: outer low, inner low, inner high, outer high; levels (3,) of each group.
 
-    frequencies : radians per token of each pair, to turn row t back before and forth after; empty for values
+    frequencies : radians per token of each pair, to turn row t, which is token first + t, back before and forth
+        after; empty for values
     """
     half = len(frequencies)
     cosine, sine = np.empty(half, np.float32), np.empty(half, np.float32)
     group = np.empty(rows.shape[1], np.int8)
     for t in range(rows.shape[0]):
         for i in range(half):
-            cosine[i], sine[i] = np.cos(t * frequencies[i]), np.sin(t * frequencies[i])
+            angle = (first + t) * frequencies[i]
+            cosine[i], sine[i] = np.cos(angle), np.sin(angle)
         if half:
             _turn(rows[t], cosine, sine, True)
         _quantise_row(rows[t], edges, levels, group)

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,7 +36,19 @@ class VisionShape(BaseModel):
     patch_elements: int = Field(gt=0, description="inputs of the patch embedding, e.g. 3 * 16 * 16")
     image_px: int = Field(gt=0)
     projector_layers: int = Field(default=2, ge=1, description="linear layers from the encoder to the LLM")
+    projector_widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(
+        default=(), description="inputs of each projector layer; empty = the encoder's hidden, then the LLM's"
+    )
+    projector_tokens: int | None = Field(
+        default=None, gt=0, description="rows that the projector works on per frame; None = the tokens of a frame"
+    )
     weight_bits: int = Field(default=16, gt=0)
+
+    @model_validator(mode="after")
+    def _check(self) -> VisionShape:
+        if self.projector_widths and len(self.projector_widths) != self.projector_layers:
+            raise ValueError(f"projector_widths: {len(self.projector_widths)} for {self.projector_layers} layers")
+        return self
 
 
 class ModelShape(BaseModel):

@@ -45,7 +45,7 @@ class VideoConfig(BaseModel):
     rendered: RenderedVideo = RenderedVideo()
 
 
-def _decode(path: Path, fps: float, size_px: int) -> Iterator[UInt8]:
+def _decode(path: Path, fps: float, size_px: int, same_size: bool) -> Iterator[UInt8]:
     """The frames on screen at 0, 1/fps, 2/fps ... seconds after the first one."""
     import av  # decodes files only, and takes 0.1 s to import
 
@@ -65,6 +65,11 @@ def _decode(path: Path, fps: float, size_px: int) -> Iterator[UInt8]:
             for frame in container.decode(stream):
                 now_s = n_decoded * period_s if frame.time is None else float(frame.time)
                 start_s = now_s if shown is None else start_s
+                if same_size and shown is not None and (frame.width, frame.height) != (shown.width, shown.height):
+                    raise VideoError(
+                        f"{path}: decoded frame {n_decoded}, at {now_s:.2f} s, is {frame.width} x {frame.height} px, "
+                        f"those before it {shown.width} x {shown.height} px: have it resized, or cut the video there"
+                    )
                 while shown is not None and start_s + n_sampled / fps < now_s - 1e-6:
                     yield resized(shown)
                     n_sampled += 1
@@ -79,10 +84,12 @@ def _decode(path: Path, fps: float, size_px: int) -> Iterator[UInt8]:
         raise VideoError(f"{path}: has a video stream but no frames")
 
 
-def read_frames(video: VideoConfig, start_s: float = 0.0) -> Iterator[UInt8]:
+def read_frames(video: VideoConfig, start_s: float = 0.0, *, same_size: bool = False) -> Iterator[UInt8]:
     """Sampled frames, (size_px, size_px, 3) RGB uint8, from `start_s` on: endless if rendered, once through a file.
 
-    Raises `VideoError` if the file is missing, is no video, is corrupt, or has no frames.
+    same_size : refuse a file whose frames change their size, instead of resizing each by itself
+    Raises `VideoError` if the file is missing, is no video, is corrupt, has no frames, or changes its size where it
+    may not.
     """
     if video.file is None:
         yield from render(video.rendered, video.fps, video.size_px, start_s)
@@ -90,7 +97,7 @@ def read_frames(video: VideoConfig, start_s: float = 0.0) -> Iterator[UInt8]:
     path = Path(video.file).expanduser()
     if not path.is_file():
         raise VideoError(f"{path}: no such video file")
-    yield from islice(_decode(path, video.fps, video.size_px), round(start_s * video.fps), None)
+    yield from islice(_decode(path, video.fps, video.size_px, same_size), round(start_s * video.fps), None)
 
 
 def pingpong_order(n_clip: int, n_frames: int) -> NDArray[np.int64]:

@@ -2,6 +2,9 @@
 
 import os
 
+# Tests run side by side, one process per core, and their tensors are tiny: threads below that only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import pytest
 from hypothesis import settings
 

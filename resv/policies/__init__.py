@@ -1,6 +1,6 @@
 """Retrieval policies, one file each. A new one is a class, a line in `POLICIES` and a YAML file."""
 
-from resv.policies.base import Policy, PolicyState, run_layer
+from resv.policies.base import Policy, PolicyState, run_layer, run_layers
 from resv.policies.flash_vstream import FlashVStream
 from resv.policies.flexgen_stream import FlexGenStream
 from resv.policies.full import Full
@@ -16,7 +16,7 @@ from resv.policies.streamingllm import StreamingLLM
 from resv.policies.topk import TopK
 from resv.policies.videollm_online import VideoLLMOnline
 
-__all__ = ["POLICIES", "Full", "Policy", "PolicyState", "ReSV", "TopK", "run_layer"]
+__all__ = ["POLICIES", "Full", "Policy", "PolicyState", "ReSV", "TopK", "run_layer", "run_layers"]
 
 POLICIES: dict[str, type[Policy]] = {
     "resv": ReSV,

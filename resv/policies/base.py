@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,16 +19,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from resv._arrays import Array
 from resv.kv_cache import Ledger, capacity_tokens
-from resv.selection import LayerSelection
+from resv.selection import Bool, LayerSelection
 from resv.trace import KVTrace, LayerTrace, ModelShape, Step, StepKind
 
 Granularity = Literal["layer", "token", "cluster", "frame", "block", "page", "element"]
 # How scores become a choice: weighted cumulative sums of sorted rows, the k largest, or all near the largest.
 Cut = Literal["wicsum", "topk", "threshold"]
+# Where attended tokens stand for rotary embedding: where they stood; in a row before the step, as its own would; looked
+# up ones at one distance.
+Positions = Literal["original", "consecutive", "clamped", "cache_index"]
 
 
 class PolicyState(ABC):
-    """One layer of one stream under a policy. Arrays may be NumPy or torch; selections are NumPy."""
+    """One layer of one stream under a policy. Arrays may be NumPy or torch; selections are NumPy.
+
+    brief : selections may leave out tables, updates, rows and counts, which models of hardware alone look at
+    """
+
+    brief = False
 
     def __init__(self, shape: ModelShape, layer: int, recent_bytes: int | None) -> None:
         self.shape = shape
@@ -65,11 +73,19 @@ class PolicyState(ABC):
         return 0
 
     @abstractmethod
+    def residency(self) -> tuple[Bool, Bool | None]:
+        """(H, S) bool each: tokens on the device and tokens gone for good, None = none; what the ledger counts."""
+
+    @abstractmethod
     def select(self, queries: Array, step_keys: Array, stage: StepKind = "frame") -> LayerSelection:
         """What a step attends to in the cache as it stands, which stays as it is.
 
         queries : (H·G, N, D), exact or predicted;  step_keys : (H, N, D), the step's own keys
         """
+
+    def under(self, policy: Policy) -> PolicyState:
+        """This state as another policy sees it whose `cached_as` is the same; valid until the next append."""
+        raise NotImplementedError(f"{type(self).__name__} is kept for one policy alone")
 
     def observe(  # noqa: B027  # most policies have nothing to remember
         self, step: Step, queries: Array, step_keys: Array, selection: LayerSelection
@@ -80,12 +96,21 @@ class PolicyState(ABC):
         """
 
 
+class CacheReader(Protocol):
+    """Remembers what it has read back, so that a step costs what its new tokens cost."""
+
+    def read(self, keys: Array, values: Array) -> tuple[Array, Array]:
+        """As `Policy.read_back` of the same arrays, which begin with those of the last call."""
+        ...
+
+
 class Policy(BaseModel, ABC):
     """Fields common to all policies; `kind` names the class in `POLICIES`.
 
     runs_in : step kinds that the policy acts in;  granularity : unit of its choice
     cut : how scores become a choice;  heads_together : KV heads share one choice and lie side by side on the tier
     lossy : attention may differ from full attention;  trained : needs training or calibration
+    positions : of attended tokens inside a model; on a trace they are the original ones
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -96,6 +121,7 @@ class Policy(BaseModel, ABC):
     trained: ClassVar[bool]
     cut: ClassVar[Cut] = "topk"
     heads_together: ClassVar[bool] = False
+    positions: ClassVar[Positions] = "original"
 
     kind: str
     recent_bytes: int | None = Field(
@@ -114,12 +140,23 @@ class Policy(BaseModel, ABC):
     def start(self, shape: ModelShape, layer: int) -> PolicyState:
         """An empty cache of one layer."""
 
+    def cached_as(self) -> Policy:
+        """Stands for all policies that keep the very same cache, so that one state serves them.
+
+        Only for states whose `observe` remembers nothing.
+        """
+        return self
+
     def stored_shape(self, shape: ModelShape) -> ModelShape:
         """The model's shape with keys and values as this policy stores them; `start` is given this one."""
         return shape
 
     def read_back(self, shape: ModelShape, keys: Array, values: Array) -> tuple[Array, Array] | None:
         """What attention reads of stored keys and values (H, S, D) each; None where it is what was stored."""
+        return None
+
+    def reader(self, shape: ModelShape) -> CacheReader | None:
+        """`read_back` of a cache that grows, one reader per layer and stream; None where `read_back` is."""
         return None
 
 
@@ -129,11 +166,30 @@ def run_layer(policy: Policy, trace: KVTrace, layer_trace: LayerTrace) -> tuple[
     Under `predict: next_layer` the queries are the predicted ones; layer 0, which nothing precedes, selects
     with its own. A step that a probe cuts in two counts as two steps.
     """
+    return _run_together([policy], trace, layer_trace)[0]
+
+
+def run_layers(policies: Sequence[Policy], trace: KVTrace, layer_trace: LayerTrace) -> list[tuple[LayerSelection, ...]]:
+    """`run_layer` of each policy; policies that keep the same cache share its making."""
+    groups: dict[str, list[int]] = {}
+    for i, policy in enumerate(policies):
+        groups.setdefault(policy.cached_as().model_dump_json(), []).append(i)
+    out: dict[int, tuple[LayerSelection, ...]] = {}
+    for members in groups.values():
+        out.update(zip(members, _run_together([policies[i] for i in members], trace, layer_trace), strict=True))
+    return [out[i] for i in range(len(policies))]
+
+
+def _run_together(
+    policies: Sequence[Policy], trace: KVTrace, layer_trace: LayerTrace
+) -> list[tuple[LayerSelection, ...]]:
+    """Policies of one `cached_as`, on one state."""
+    policy = policies[0]
     state = policy.start(policy.stored_shape(trace.shape), layer_trace.layer)
     predicted = layer_trace.predicted_queries if policy.predict == "next_layer" else None
     queries = layer_trace.queries if predicted is None else predicted
     ends = np.array([step.first_token + step.n_tokens for step in trace.steps], dtype=np.int64)
-    selections = []
+    selections: list[list[LayerSelection]] = [[] for _ in policies]
     for p, (probe, step_keys) in enumerate(zip(trace.probes, layer_trace.step_keys, strict=True)):
         start, stop = state.n_cached, probe.first_token
         if stop > start:
@@ -141,6 +197,8 @@ def run_layer(policy: Policy, trace: KVTrace, layer_trace: LayerTrace) -> tuple[
             bounds = np.append(ends[first:last], stop)
             kinds = [step.kind for step in trace.steps[first : last + 1]]
             state.append(layer_trace.keys[:, start:stop], np.diff(bounds, prepend=start), kinds)
-        selections.append(state.select(queries[p], step_keys, probe.kind))
-        state.observe(probe, layer_trace.queries[p], step_keys, selections[-1])
-    return tuple(selections)
+        for i, other in enumerate(policies):
+            view = state.under(other) if i else state
+            selections[i].append(view.select(queries[p], step_keys, probe.kind))
+        state.observe(probe, layer_trace.queries[p], step_keys, selections[0][-1])
+    return [tuple(mine) for mine in selections]

@@ -71,6 +71,10 @@ class FlashVStreamState(PolicyState):
     def n_evicted(self) -> int:
         return int(np.count_nonzero(~self._kept())) * self.shape.n_kv_heads
 
+    def residency(self) -> tuple[Bool, Bool | None]:
+        kept = np.array(np.broadcast_to(self._kept(), (self.shape.n_kv_heads, self.n_cached)))
+        return kept, ~kept
+
     def select(self, queries: Array, step_keys: Array, stage: StepKind = "frame") -> LayerSelection:
         policy, live = self._policy, self._weights > 0
         heaviest = largest(self._weights[live], policy.key_frames)

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from resv._arrays import Array, in_float32, to_numpy
 from resv.blocks import BlockCache, BlockSums, largest
-from resv.policies.base import Granularity, Policy, PolicyState
+from resv.policies.base import Granularity, Policy, PolicyState, Positions
 from resv.policies.window import ScoringState
 from resv.rope import rotated
 from resv.selection import Counts, Float32, LayerSelection
@@ -137,8 +137,8 @@ class InfLLM(Policy):
     (96.8 to 84.6 on R.KV); a trace that probes every step has them all. What the cache of blocks saves between distant
     probes is a lower bound for the same reason.
 
-    Differs from InfLLM: retrieved blocks keep their positions where it clamps them to one distance (a trace's keys
-    are rotated), the score does clamp; the local softmax that ranks tokens leaves retrieved blocks out.
+    Differs from InfLLM: on a trace, whose keys are rotated, retrieved blocks keep their positions where it clamps them
+    to one distance, the score does clamp; the local softmax that ranks tokens leaves retrieved blocks out.
     """
 
     runs_in: ClassVar[frozenset[StepKind]] = frozenset(("frame", "question", "decode"))
@@ -146,6 +146,7 @@ class InfLLM(Policy):
     lossy: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     heads_together: ClassVar[bool] = True
+    positions: ClassVar[Positions] = "clamped"
 
     kind: Literal["infllm"] = "infllm"
     recent: Literal["candidate"] = "candidate"

@@ -74,21 +74,61 @@ class Oaken(Policy):
 
     def read_back(self, shape: ModelShape, keys: Array, values: Array) -> tuple[Array, Array]:
         """Keys and values (H, S, D) of the stream's first tokens as quantised and restored; NumPy float32."""
-        first = in_float32(to_numpy(keys))[:, : self.calibration_tokens]
-        plain = rotated(first, -np.arange(first.shape[1]), shape)
-        restored_keys = self._restored(keys, frequencies(shape), self._edges(plain))
-        first_values = in_float32(to_numpy(values))[:, : self.calibration_tokens]
-        return restored_keys, self._restored(values, np.zeros(0), self._edges(first_values))
+        return self.reader(shape).read(keys, values)
 
-    def _edges(self, x: Float32) -> Float32:
+    def reader(self, shape: ModelShape) -> OakenReader:
+        return OakenReader(self, shape)
+
+    def edges(self, x: Float32) -> Float32:
         """Outer low, inner low, inner high, outer high threshold."""
         shares = [self.outer / 2, 0.5 - self.inner / 2, 0.5 + self.inner / 2, 1 - self.outer / 2]
         return np.asarray(np.quantile(x.astype(np.float64), shares) if x.size else np.zeros(4), dtype=np.float32)
 
-    def _restored(self, x: Array, turn: NDArray[np.float64], edges: Float32) -> Float32:
-        """(H, S, D): each token's H·D elements are one row."""
+
+class OakenReader:
+    """One layer's restored tokens. Before the thresholds are settled, all tokens are restored anew."""
+
+    def __init__(self, policy: Oaken, shape: ModelShape) -> None:
+        self._policy, self._shape = policy, shape
+        self._keys = _Restored(frequencies(shape))
+        self._values = _Restored(np.zeros(0))
+
+    def read(self, keys: Array, values: Array) -> tuple[Float32, Float32]:
+        """(H, S, D) each, valid until the next call."""
+        n = min(keys.shape[1], self._policy.calibration_tokens)
+        if self._keys.n_calibrated < n:
+            first = in_float32(to_numpy(keys[:, :n]))
+            self._keys.calibrate(n, self._policy.edges(rotated(first, -np.arange(n), self._shape)))
+            self._values.calibrate(n, self._policy.edges(in_float32(to_numpy(values[:, :n]))))
+        return self._keys.grown(keys), self._values.grown(values)
+
+
+class _Restored:
+    """Restored keys, turned by `turn` radians per token, or values: (room, H, D), token by token."""
+
+    def __init__(self, turn: NDArray[np.float64]) -> None:
+        self._turn = turn
+        self.n_calibrated = 0
+        self._edges = np.zeros(4, dtype=np.float32)
+        self._n = 0
+        self._tokens = np.zeros((0, 0, 0), dtype=np.float32)
+
+    def calibrate(self, n_tokens: int, edges: Float32) -> None:
+        """Other thresholds: nothing that was restored holds."""
+        self.n_calibrated, self._edges, self._n = n_tokens, edges, 0
+
+    def grown(self, x: Array) -> Float32:
+        """(H, S, D) of `x`: each token's H·D elements are one row of the kernel."""
         from resv._quant_kernels import quantise
 
-        rows = np.array(token_major(x), order="C")
-        quantise(rows.reshape(len(rows), -1), turn, edges, _LEVELS)
-        return np.asarray(rows.transpose(1, 0, 2))
+        start, stop = self._n, x.shape[1]
+        new = np.array(token_major(x[:, start:]), order="C", dtype=np.float32)
+        if len(new):
+            quantise(new.reshape(len(new), -1), start, self._turn, self._edges, _LEVELS)
+        if stop > len(self._tokens):
+            longer = np.empty((max(stop, 2 * start), *new.shape[1:]), dtype=np.float32)
+            longer[:start] = self._tokens[:start].reshape(start, *new.shape[1:])
+            self._tokens = longer
+        self._tokens[start:stop] = new
+        self._n = stop
+        return self._tokens[:stop].transpose(1, 0, 2)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 
 from resv._arrays import Array, in_float32, to_numpy
 from resv.blocks import BlockCache, BlockSums, largest
-from resv.policies.base import Granularity, Policy, PolicyState
+from resv.policies.base import Granularity, Policy, PolicyState, Positions
 from resv.policies.window import WindowState
 from resv.rope import rotated
 from resv.selection import Bool, Counts, Float32, Int64, LayerSelection
@@ -146,8 +146,8 @@ class ReKV(Policy):
     appended. Decoding goes on with the question's frames, which are on the device by then, and with the question's
     and the answer's own tokens; what was said leaves no trace in the video cache.
 
-    Differs from ReKV: retrieved frames keep their positions (a trace's keys are rotated; ReKV renumbers them); the
-    question is charged one pass, not a retrieving and an answering one; a decode step with no question before it
+    Differs from ReKV: on a trace, whose keys are rotated, retrieved frames keep their positions (ReKV renumbers them);
+    the question is charged one pass, not a retrieving and an answering one; a decode step with no question before it
     retrieves by itself. The score is the released dot product in float32, where the paper says cosine.
     """
 
@@ -156,6 +156,7 @@ class ReKV(Policy):
     lossy: ClassVar[bool] = True
     trained: ClassVar[bool] = False
     heads_together: ClassVar[bool] = True
+    positions: ClassVar[Positions] = "consecutive"
 
     kind: Literal["rekv"] = "rekv"
     recent: Literal["candidate"] = "candidate"

@@ -7,6 +7,7 @@ What the paper leaves open is a field each; docs/decisions.md gives the reasons 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import ClassVar, Literal, NamedTuple
 
@@ -21,7 +22,7 @@ from resv.policies.base import Cut, Granularity, Policy, PolicyState
 from resv.representatives import Representatives
 from resv.selection import ClusterTable, ClusterUpdate, Counts, LayerSelection, ScoreRows
 from resv.trace import ModelShape, StepKind
-from resv.wicsum import WicsumConfig, WicsumStats, threshold, transform_scores
+from resv.wicsum import WicsumConfig, WicsumStats, chosen, threshold, transform_scores
 
 # Fields of an HC table entry beside the code and the key: 4-byte token indices and token count
 # (the arithmetic behind the published 1.67 % table overhead; docs/decisions.md, A8).
@@ -60,6 +61,11 @@ class ReSVState(PolicyState):
             freeze_on_offload=policy.freeze_on_offload,
         )
 
+    def under(self, policy: Policy) -> ReSVState:
+        view = copy.copy(self)
+        view._policy = ReSV.model_validate(policy)
+        return view
+
     def _token_major(self, keys: Array) -> Array:
         """(H, n, D) as (n, tables, width); no copy where tokens are the outer axis of the storage."""
         return namespace(keys).swapaxes(keys, 0, 1).reshape(keys.shape[1], self._n_tables, self._width)
@@ -71,8 +77,14 @@ class ReSVState(PolicyState):
         self._representatives.append(keys, assignment, int(self._tables.n_clusters.max()))
         return int(self._tables.resident_tokens.sum()) * self.shape.n_kv_heads // self._n_tables
 
+    def residency(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+        tables = [self._tables.snapshot(t) for t in range(self._n_tables)]
+        return self._per_head([table.resident[table.cluster_of_token] for table in tables]), None
+
     def select(self, queries: Array, step_keys: Array, stage: StepKind = "frame") -> LayerSelection:
         """Scores are taken against the table as it stands before the step's own tokens join it."""
+        if self.brief:
+            return self._brief_selection(queries)
         trial = self._tables.copy()
         new_codes = to_numpy(hash_codes(self._token_major(step_keys), self._planes)).T
         assignment = trial.append(new_codes, [step_keys.shape[1]])
@@ -108,23 +120,50 @@ class ReSVState(PolicyState):
         competes[table.cluster_of_token[: self._policy.n_sink]] = False
         return competes
 
+    def _brief_selection(self, queries: Array) -> LayerSelection:
+        """The same masks without tables, updates, rows and counts."""
+        tables = [self._tables.snapshot(t) for t in range(self._n_tables)]
+        competes = [self._competes(table) for table in tables]
+        attended = np.empty((self.shape.n_kv_heads, self.n_cached), dtype=np.bool_)
+        for head in range(self.shape.n_kv_heads):
+            t = head * self._n_tables // self.shape.n_kv_heads
+            scores, token_counts, candidates = self._scores(head, t, queries, tables[t], competes[t])
+            clusters = ~competes[t]
+            clusters[candidates] = chosen(scores, token_counts, self._policy.wicsum)
+            attended[head] = clusters[tables[t].cluster_of_token]
+        return LayerSelection(
+            layer=self.layer,
+            attended=attended,
+            resident=self._per_head([table.resident[table.cluster_of_token] for table in tables]),
+            candidates=self._per_head([m[t.cluster_of_token] for m, t in zip(competes, tables, strict=True)]),
+            counts=Counts(),
+        )
+
     def _score_head(
         self, head: int, t: int, queries: Array, table: ClusterTable, competes: NDArray[np.bool_]
     ) -> _HeadResult:
-        """Score rows and selection of one KV head. Row g·N + n is new token n of the head's query head g."""
+        """Score rows and selection of one KV head."""
+        scores, token_counts, candidates = self._scores(head, t, queries, table, competes)
+        mask, stats = threshold(scores, token_counts, self._policy.wicsum)
+        selected = np.any(to_numpy(mask), axis=0)
+        return _HeadResult(ScoreRows(to_numpy(scores), token_counts, candidates, selected), stats)
+
+    def _scores(
+        self, head: int, t: int, queries: Array, table: ClusterTable, competes: NDArray[np.bool_]
+    ) -> tuple[Array, NDArray[np.int32], NDArray[np.int32]]:
+        """Scores (R, K), token counts and numbers (K,) of the candidates of one KV head.
+
+        Row g·N + n is new token n of the head's query head g.
+        """
         dim, group, wicsum = self.shape.head_dim, self.shape.group, self._policy.wicsum
         candidates = np.flatnonzero(competes).astype(np.int32)
         token_counts = table.token_counts[candidates]
         rows = in_float32(queries[head * group : (head + 1) * group].reshape(-1, dim))
-        if len(candidates):
-            start = head * dim % self._width
-            keys = self._representatives.means(t, candidates, token_counts, slice(start, start + dim))
-            scores = transform_scores(rows @ keys.T, dim, wicsum.score_transform)
-        else:
-            scores = rows[:, :0]
-        mask, stats = threshold(scores, token_counts, wicsum)
-        selected = np.any(to_numpy(mask), axis=0)
-        return _HeadResult(ScoreRows(to_numpy(scores), token_counts, candidates, selected), stats)
+        if not len(candidates):
+            return rows[:, :0], token_counts, candidates
+        start = head * dim % self._width
+        keys = self._representatives.means(t, candidates, token_counts, slice(start, start + dim))
+        return transform_scores(rows @ keys.T, dim, wicsum.score_transform), token_counts, candidates
 
     def _per_head(self, masks: list[NDArray[np.bool_]]) -> NDArray[np.bool_]:
         """Token masks (S,) per table as (H, S), a read-only view where the heads share a table."""
@@ -195,6 +234,10 @@ class ReSV(Policy):
                 f"hamming_threshold is {self.hamming_threshold}; allowed: 1 to hash_bits ({self.hash_bits})"
             )
         return self
+
+    def cached_as(self) -> ReSV:
+        """Clustering knows nothing of thresholds."""
+        return self.model_copy(update={"wicsum": WicsumConfig()})
 
     def start(self, shape: ModelShape, layer: int) -> PolicyState:
         return ReSVState(self, shape, layer)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from resv._arrays import Array
-from resv.policies.base import Granularity, Policy, PolicyState
+from resv.policies.base import Granularity, Policy, PolicyState, Positions
 from resv.selection import Bool, Counts, LayerSelection
 from resv.trace import ModelShape, StepKind
 
@@ -28,6 +28,10 @@ class StreamingLLMState(PolicyState):
 
     def n_evicted(self) -> int:
         return int(np.count_nonzero(~self._kept(self.n_cached, 0))) * self.shape.n_kv_heads
+
+    def residency(self) -> tuple[Bool, Bool | None]:
+        kept = np.array(np.broadcast_to(self._kept(self.n_cached, 0), (self.shape.n_kv_heads, self.n_cached)))
+        return kept, ~kept
 
     def _kept(self, n_cached: int, n_coming: int) -> Bool:
         """(n_cached,) tokens left when room has been made for `n_coming`: cache and new ones fill the window."""
@@ -50,14 +54,15 @@ class StreamingLLM(Policy):
     """`start_size` sinks and the last `recent_size` tokens, the step's own among them; nothing is ever fetched.
 
     What is kept stays on the device, so `recent_bytes`, `recent` and `predict` change nothing. Differs from
-    StreamingLLM: tokens keep their positions in the stream, where it counts inside the cache (a trace's keys are
-    rotated).
+    StreamingLLM: on a trace, whose keys are rotated, tokens keep their positions in the stream, where it counts inside
+    the cache.
     """
 
     runs_in: ClassVar[frozenset[StepKind]] = frozenset(("frame", "question", "decode"))
     granularity: ClassVar[Granularity] = "token"
     lossy: ClassVar[bool] = True
     trained: ClassVar[bool] = False
+    positions: ClassVar[Positions] = "cache_index"
 
     kind: Literal["streamingllm"] = "streamingllm"
     start_size: int = Field(default=4, ge=0, description="sinks: first tokens, never evicted")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,8 @@ class VideoLLMOnline(Full):
     A trace expresses the cache; its frames count `model.tokens_per_frame` tokens, so a stream in LIVE's template is
     one with `separator_tokens` more per frame. Silence needs logits, which a trace has not: `next_token` is the rule.
     """
+
+    trained: ClassVar[bool] = True  # to stay silent: the separator's probability means nothing in another model
 
     kind: Literal["videollm_online"] = "videollm_online"  # type: ignore[assignment]
     recent_bytes: None = None

@@ -16,6 +16,8 @@ from resv.policies.base import Policy, PolicyState
 from resv.selection import Bool, Counts, Float32, LayerSelection
 from resv.trace import ModelShape, StepKind
 
+_LONGEST_JOINED = 512  # tokens; a product with a part this long costs more than starting it
+
 
 class WindowState(PolicyState):
     """The last tokens are resident."""
@@ -36,6 +38,9 @@ class WindowState(PolicyState):
     def resident(self) -> Bool:
         """(S,) bool"""
         return recent_window(self.n_cached, self.capacity_tokens)
+
+    def residency(self) -> tuple[Bool, Bool | None]:
+        return self.all_heads(self.resident()), None
 
     def competing(self) -> Bool:
         """(S,) bool, the oldest tokens: all of them, or those off the device where recent ones are exempt."""
@@ -71,15 +76,25 @@ class WindowState(PolicyState):
 
 
 class KeyLog:
-    """Keys as they came, in views, so that a long trace is not copied."""
+    """Keys in the parts they came in: views, so that a long trace is not copied; short parts are joined."""
 
     def __init__(self, shape: ModelShape) -> None:
         self._parts: list[Float32] = []
         self._none = np.zeros((shape.n_kv_heads, 0, shape.head_dim), dtype=np.float32)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> KeyLog:
+        """A log of its own over the same keys, which nobody writes to."""
+        copy = KeyLog.__new__(KeyLog)
+        copy._parts, copy._none = list(self._parts), self._none
+        return copy
+
     def append(self, keys: Array) -> None:
         """keys : (H, n, D)"""
-        self._parts.append(in_float32(to_numpy(keys)))
+        part = in_float32(to_numpy(keys))
+        # Like a binary counter, so that joining all steps of a stream copies each token a few times only.
+        while self._parts and self._parts[-1].shape[1] <= part.shape[1] <= _LONGEST_JOINED:
+            part = np.concatenate([self._parts.pop(), part], axis=1)
+        self._parts.append(part)
 
     def scores(self, head: int, rows: Float32, n_tokens: int) -> Float32:
         """(R, n_tokens) products of rows (R, D) with the oldest keys."""
