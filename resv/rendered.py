@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 Float32 = NDArray[np.float32]
 UInt8 = NDArray[np.uint8]
 
-_TEXTURE_PX = 256  # period of a texture; assumed: wide enough that a pan does not repeat within a frame
+TEXTURE_PX = 256  # period of a texture; assumed: wide enough that a pan does not repeat within a frame
 _CHROMA_CONTRAST = 0.35  # assumed: natural images vary less in chroma than in luma
 _TEXTURE_KEY, _CUT_KEY, _SCENE_KEY, _NOISE_KEY = 1, 2, 3, 4  # tell the draws of one seed apart
 _LUMA_CONTRAST = 0.22  # assumed: rms contrast of photographs is about 0.2 of full scale
@@ -58,7 +58,7 @@ def _sample(texture: Float32, y: float, x: float, channel: int) -> float:
 
 
 @njit(cache=True, nogil=True)
-def _draw_background(canvas: Float32, texture: Float32, pan_y: float, pan_x: float) -> None:
+def draw_background(canvas: Float32, texture: Float32, pan_y: float, pan_x: float) -> None:
     """The texture shifted by the pan: every pixel has the same fraction, so its weights are computed once."""
     size, side = canvas.shape[0], texture.shape[0]
     y0, x0 = int(np.floor(pan_y)), int(np.floor(pan_x))
@@ -91,7 +91,7 @@ def _draw_discs(canvas: Float32, texture: Float32, discs: Float32) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _expose(canvas: Float32, gain: float, noise: Float32, out: UInt8) -> None:
+def expose(canvas: Float32, gain: float, noise: Float32, out: UInt8) -> None:
     flat, result = canvas.reshape(-1), out.reshape(-1)
     for i in range(len(flat)):
         value = 255.0 * (gain * flat[i] + noise[i])
@@ -99,13 +99,13 @@ def _expose(canvas: Float32, gain: float, noise: Float32, out: UInt8) -> None:
 
 
 @lru_cache(maxsize=16)
-def _texture(seed: int, place: int, exponent: float) -> Float32:
+def texture(seed: int, place: int, exponent: float) -> Float32:
     """A periodic colour texture (side, side, 3) around 0.5 whose amplitude spectrum falls as 1/f^exponent."""
     rng = np.random.default_rng([seed, _TEXTURE_KEY, place])
-    fy = np.fft.fftfreq(_TEXTURE_PX)[:, None]
-    fx = np.fft.rfftfreq(_TEXTURE_PX)[None, :]
-    frequency = np.maximum(np.hypot(fy, fx), 1.0 / _TEXTURE_PX)
-    white = rng.standard_normal((3, _TEXTURE_PX, _TEXTURE_PX))
+    fy = np.fft.fftfreq(TEXTURE_PX)[:, None]
+    fx = np.fft.rfftfreq(TEXTURE_PX)[None, :]
+    frequency = np.maximum(np.hypot(fy, fx), 1.0 / TEXTURE_PX)
+    white = rng.standard_normal((3, TEXTURE_PX, TEXTURE_PX))
     planes = np.fft.irfft2(np.fft.rfft2(white) / frequency**exponent, s=white.shape[1:])
     planes -= planes.mean(axis=(1, 2), keepdims=True)
     planes /= planes.std(axis=(1, 2), keepdims=True)
@@ -140,7 +140,7 @@ def _discs_at(video: RenderedVideo, draws: NDArray[np.float64], time_s: float, s
     y = draws[:, 2] + swing * np.sin(rate * time_s + 2 * np.pi * draws[:, 3])
     x = draws[:, 4] + swing * np.sin(0.73 * rate * time_s + 2 * np.pi * draws[:, 5])
     radius = video.object_radius * (0.6 + 0.8 * draws[:, 6])
-    shift = _TEXTURE_PX / size_px * draws[:, 3]
+    shift = TEXTURE_PX / size_px * draws[:, 3]
     return np.stack([y, x, radius, shift], axis=1).astype(np.float32) * np.float32(size_px)
 
 
@@ -150,16 +150,16 @@ def render_frame(video: RenderedVideo, time_s: float, size_px: int) -> UInt8:
     place, phase, draws = _scene_parameters(video, scene)
     sway_s = np.array([23.0, 31.0])  # assumed: periods of the pan in y and x, incommensurate
     reach = video.pan_per_s * sway_s / (2 * np.pi) * size_px
-    pan = reach * np.sin(2 * np.pi * time_s / sway_s + phase[:2]) + _TEXTURE_PX * phase[2:4]
+    pan = reach * np.sin(2 * np.pi * time_s / sway_s + phase[:2]) + TEXTURE_PX * phase[2:4]
     canvas = np.empty((size_px, size_px, 3), dtype=np.float32)
-    _draw_background(canvas, _texture(video.seed, place, video.spectrum_exponent), pan[0], pan[1])
-    objects = _texture(video.seed, video.n_places + place, video.spectrum_exponent)
+    draw_background(canvas, texture(video.seed, place, video.spectrum_exponent), pan[0], pan[1])
+    objects = texture(video.seed, video.n_places + place, video.spectrum_exponent)
     _draw_discs(canvas, objects, _discs_at(video, draws, time_s, size_px))
     gain = 1.0 + video.light_change * np.sin(2 * np.pi * time_s / video.light_period_s + phase[4])
     noise_rng = np.random.default_rng([video.seed, _NOISE_KEY, round(time_s * 1e6)])
     noise = np.float32(video.sensor_noise) * noise_rng.standard_normal(canvas.size, dtype=np.float32)
     out = np.empty(canvas.shape, dtype=np.uint8)
-    _expose(canvas, gain, noise, out)
+    expose(canvas, gain, noise, out)
     return out
 
 
