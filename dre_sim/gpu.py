@@ -23,12 +23,15 @@ from dre_sim.writeback import add_writeback
 __all__ = ["Gpu", "GpuConfig", "OutOfMemoryError", "PowerMode", "check_capacity", "device_bytes"]
 
 # Kernels of one decoder layer beside products and attention. Eager: norms 2·8, RoPE 10, cache 2, residuals 2,
-# SwiGLU 2. Fused: norm with residual 2, RoPE with cache append 1, SwiGLU 1.
-VECTOR_LAUNCHES = {"eager": 32, "fused": 4, "graph": 4}
+# SwiGLU 2. Fused: norm with residual 2, RoPE with cache append 1, SwiGLU 1. Modules, counted in llm-awq d6e797a
+# (tinychat/modules): norms 2, RoPE 2, cache append 3 and read back 2, residuals 2, SwiGLU 2, zero points of gate and
+# up 4; one token at a time needs norms, residuals and SwiGLU alone.
+VECTOR_LAUNCHES = {"eager": 32, "modules": 17, "fused": 4, "graph": 4}
+MODULES_TOKEN_LAUNCHES = 6
 # Separate products where a stack does not join q, k, v and gate, up.
-GEMM_LAUNCHES = {"qkv": 3, "gate_up": 2}
+GEMM_LAUNCHES = {"eager": {"qkv": 3, "gate_up": 2}, "modules": {"gate_up": 2}}
 # Encoder layer: eager norms, residuals, GELU, transposes; fused norms and residuals.
-VISION_LAUNCHES = {"eager": 10, "fused": 3, "graph": 3}
+VISION_LAUNCHES = {"eager": 10, "modules": 3, "fused": 3, "graph": 3}
 
 
 class OutOfMemoryError(ValueError):
@@ -84,19 +87,23 @@ class _StepOnGpu:
         self._stream: tuple[int, ...] = ()
         self._host: tuple[int, ...] = ()
         self._host_held_ps = 0
+        # Nothing is predicted in this step: what is fetched is known beforehand.
+        self._known = work.predict == "none" or all(layer.prediction is None for layer in work.layers)
 
     def timeline(self) -> Timeline:
-        if self.work.predict == "none" and self.config.fetch == "overlapped":
-            for layer in self.work.layers[:1]:
-                self._fetch(layer)
+        if self._known and self.config.fetch == "overlapped":
+            self._fetch_after(-1)
         self._vision()
+        if self._known and self.config.fetch == "flexgen":
+            self._fetch_after(-1)
         for layer in self.work.layers:
             self._layer(layer)
         for g in self.work.head:
             self._kernel("lm_head", -1, kernels.gemm(self.config, g))
         spans, _ = self.graph.run()
         held_ps = sum(s.duration_ps for s in spans if s.resource == "gpu")
-        self.actions["gpu_busy_ps"] = held_ps - self._host_held_ps
+        # Priced at the clock of the highest mode: what switching draws falls with the clock.
+        self.actions["gpu_busy_ps"] = round((held_ps - self._host_held_ps) * self.config.mode.gpu_scale)
         end_ps = max((s.end_ps for s in spans if s.what != "offload"), default=0)
         return Timeline(self.config.name, spans, dict(sorted(self.actions.items())), end_ps)
 
@@ -115,7 +122,8 @@ class _StepOnGpu:
 
     def _layer(self, layer: LayerWork) -> None:
         self._fetch_known(layer)
-        launches = VECTOR_LAUNCHES[self.config.stack]
+        one_token = self.config.stack == "modules" and layer.attention.rows == 1
+        launches = MODULES_TOKEN_LAUNCHES if one_token else VECTOR_LAUNCHES[self.config.stack]
         vector = kernels.elementwise(self.config, layer.vector_elements, launches)
         append = kernels.stream(self.config, 0, layer.kv_write_bytes)
         self._kernel("vector", layer.layer, kernels.together([vector, append]))
@@ -124,25 +132,45 @@ class _StepOnGpu:
         self._predict_around(layer)
         self._attention(layer)
         for g in others:
+            if g.name == "gate_up":
+                self._between_halves(layer)
             self._gemm(g, layer.layer)
         add_writeback(self.graph, self.actions, self.config.offload, layer, self._stream, self.config.dram_ps)
 
     def _fetch_known(self, layer: LayerWork) -> None:
-        """Fetches that no prediction releases: layer j + 1 while j computes, in two buffers, as FlexGen does.
+        """Fetches that no prediction releases: layer j + 1 while j computes, in two buffers.
 
         The synchronous variant loads j when j - 1 is done, and computes after it.
         """
-        if self.work.predict != "none":
+        if not self._known:
             return
         if self.config.fetch == "synchronous":
             self._fetch(layer)
-        elif layer.layer + 1 < len(self.work.layers):
-            self._fetch(self.work.layers[layer.layer + 1])
+        elif self.config.fetch == "overlapped":
+            self._fetch_after(layer.layer)
+        else:
+            self._wait_for_all(layer)
+
+    def _fetch_after(self, index: int) -> None:
+        for target in self.work.layers[index + 1 : index + 2]:
+            self._fetch(target)
+
+    def _between_halves(self, layer: LayerWork) -> None:
+        """FlexGen's loop: attention is over before the next layer's cache is asked for."""
+        if self._known and self.config.fetch == "flexgen":
+            self._wait_for_all(layer)
+            self._fetch_after(layer.layer)
+
+    def _wait_for_all(self, layer: LayerWork) -> None:
+        """The host goes on when kernels and copies are done. Without offloading there is no such loop."""
+        if layer.fetch is not None:
+            self._stream += self.fetched.get(layer.layer, ())
+            self._host += self._stream
 
     def _predict_around(self, layer: LayerWork) -> None:
         """Predictions made while this layer runs, and the fetches they release."""
         mode, index = self.work.predict, layer.layer
-        if mode == "none":
+        if self._known:
             return
         if layer.prediction is not None:
             self._software(retrieval.cluster(self.config, layer.prediction), index)
@@ -203,7 +231,7 @@ class _StepOnGpu:
     # -- units ----------------------------------------------------------------------------------------
 
     def _gemm(self, g: Gemm, layer: int) -> None:
-        launches = GEMM_LAUNCHES.get(g.name, 1) if self.config.stack == "eager" else 1
+        launches = GEMM_LAUNCHES.get(self.config.stack, {}).get(g.name, 1)
         self._kernel("linear", layer, kernels.gemm(self.config, g, launches))
 
     def _kernel(self, what: str, layer: int, kernel: Kernel) -> None:

@@ -16,10 +16,21 @@ from dre_sim.offload import OffloadTier
 from dre_sim.workload import AttentionWork, Gemm
 
 Precision = Literal["fp16", "int8"]
+# eager: PyTorch operators (Hugging Face, FlexGen);  modules: PyTorch modules around hand-written kernels (TinyChat)
+# fused: a compiled stack;  graph: the same, captured and replayed by the device
+Stack = Literal["eager", "modules", "fused", "graph"]
+# overlapped: layer j + 1 is fetched while j computes;  synchronous: nothing else happens during a fetch
+# flexgen: j + 1 is fetched while j's feed-forward half computes, and the host waits for kernels and fetch after each
+# half of a layer, as FlexGen's loop does (`generation_loop_overlap_single_batch`, --sep-layer, commit 004ffef)
+FetchMode = Literal["overlapped", "synchronous", "flexgen"]
 
 HALF_BYTES = 2
 # Name that the score product of a vision encoder carries in a `StepWork`.
 VISION_SCORES = "vision_scores"
+# Rows up to which AWQ's INT4 kernel takes blocks of so many rows by 128 columns (llm-awq d6e797a,
+# quantization_new/gemm/gemm_cuda.cu); every block unpacks the weights of its columns anew.
+QUANT_TILES = ((64, (16, 128)), (128, (32, 128)))
+QUANT_TILE = (64, 128)
 # Thread-block tiles that libraries instantiate for Ampere tensor cores (CUTLASS profiler defaults).
 TILES = ((64, 64), (64, 128), (128, 64), (128, 128), (128, 256))
 SPLIT_K = (1, 2, 4, 8)
@@ -31,7 +42,7 @@ DEQUANT_OPS = {4: 2, 8: 1}
 QUANT_GROUP, QUANT_GROUP_BYTES = 128, 4
 # fp16 element-wise work: read and write once where fused; eager PyTorch runs a Llama RMSNorm as eight kernels
 # in fp32 (36 B an element), RoPE as ten (20 B), SwiGLU as two (5 B), residuals (6 B): 12 B on average.
-ELEMENTWISE_BYTES = {"eager": 12, "fused": 4, "graph": 4}
+ELEMENTWISE_BYTES = {"eager": 12, "modules": 4, "fused": 4, "graph": 4}
 # Eager attention passes over the score matrix: product, scale, mask, softmax in fp32, cast, product.
 EAGER_SCORE_BYTES = 24
 
@@ -66,7 +77,7 @@ class GpuConfig(BaseModel):
     l2_bytes: int = Field(gt=0)
     l2_bytes_per_s: float = Field(gt=0.0)
 
-    stack: Literal["eager", "fused", "graph"] = "fused"
+    stack: Stack = "fused"
     attention: Literal["eager", "fused"] = "fused"
     activation: Precision = "fp16"
     kernel_gap_ps: int = Field(ge=0, description="device idle between dependent kernels already queued")
@@ -79,7 +90,7 @@ class GpuConfig(BaseModel):
     copy_call_ps: int = Field(ge=0, description="host time per asynchronous copy or read call")
     gather_chunk_ps: int = Field(ge=0, description="time per chunk of a kernel that gathers over the link")
     staging_copies: int = Field(default=0, ge=0, le=2, description="copies in device memory after a fetch")
-    fetch: Literal["overlapped", "synchronous"] = "overlapped"
+    fetch: FetchMode = Field(default="overlapped", description="of steps whose fetches no prediction releases")
     offload: OffloadTier
 
     power_mode: str = "maxn"
@@ -101,7 +112,7 @@ class GpuConfig(BaseModel):
     @property
     def host_ps(self) -> int:
         """Host time per kernel of the model's own stack; a captured graph is replayed by the device."""
-        return {"eager": self.dispatch_ps, "fused": self.launch_ps, "graph": 0}[self.stack]
+        return {"fused": self.launch_ps, "graph": 0}.get(self.stack, self.dispatch_ps)
 
     def flops_per_s(self, share: float, precision: Precision | None = None) -> float:
         return self.peak_flops[precision or self.activation] * share * self.mode.gpu_scale
@@ -142,13 +153,15 @@ def gemm(config: GpuConfig, g: Gemm, launches: int = 1) -> Kernel:
     """A product with streamed weights. Weight width is `weight_bytes` over k·n; below 16 bits it is unpacked.
 
     Compute is the fastest of the library's tiles (waves over the SMs, pipeline fill, L2 traffic, split K)
-    and of a matrix-vector kernel on the CUDA cores; activations count only where they exceed L2.
+    and of a matrix-vector kernel on the CUDA cores; activations count only where they exceed L2. Four-bit weights
+    have one tile for a number of rows, the one of AWQ's kernel.
     """
     bits = 8 * g.weight_bytes / (g.k * g.n)
     quantised = 0.0 < bits < 16.0
     weight_bytes = g.weight_bytes + (g.k * g.n // QUANT_GROUP * QUANT_GROUP_BYTES if quantised else 0)
     unpack = DEQUANT_OPS[4 if bits <= 4 else 8] if quantised and config.activation == "fp16" else 0
-    compute_ps = min(_vector_product_ps(config, g, unpack), *(_tiled_ps(config, g, tile, unpack) for tile in TILES))
+    tiles = (_quant_tile(g.m),) if unpack and bits <= 4 else TILES
+    compute_ps = min(_vector_product_ps(config, g, unpack), *(_tiled_ps(config, g, tile, unpack) for tile in tiles))
     read = weight_bytes + g.activation_bytes + config.spilled(g.m * g.k * HALF_BYTES)
     return _kernel(config, g.flops, read, config.spilled(g.m * g.n * HALF_BYTES), compute_ps, launches)
 
@@ -241,6 +254,10 @@ def _tiled_ps(config: GpuConfig, g: Gemm, tile: tuple[int, int], unpack: int) ->
     tiles = -(-g.m // rows) * -(-g.n // columns)
     steps = min(-(-tiles * s // config.sms) * (g.k / s + PIPELINE_FILL_K) for s in SPLIT_K)
     return round(steps * step_s * 1e12)
+
+
+def _quant_tile(rows: int) -> tuple[int, int]:
+    return next((tile for most, tile in QUANT_TILES if rows <= most), QUANT_TILE)
 
 
 def _vector_product_ps(config: GpuConfig, g: Gemm, unpack: int) -> int:

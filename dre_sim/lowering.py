@@ -73,8 +73,9 @@ def vision_gemms(vision: VisionShape, images: int, tokens_per_frame: int, llm_hi
         linear("vision_fc1", rows, d, f),
         linear("vision_fc2", rows, f, d),
     )
-    widths = [d] + [llm_hidden] * vision.projector_layers
-    projector = tuple(linear("projector", images * tokens_per_frame, a, b) for a, b in pairwise(widths))
+    widths = vision.projector_widths or (d, *[llm_hidden] * (vision.projector_layers - 1))
+    projected = images * (vision.projector_tokens or tokens_per_frame)
+    projector = tuple(linear("projector", projected, a, b) for a, b in pairwise((*widths, llm_hidden)))
     return (linear("patch_embed", rows, vision.patch_elements, d), *block * vision.n_layers, *projector)
 
 

@@ -95,7 +95,7 @@ def test_better_hardware_is_never_slower(kv_len: int, step: str, field: str) -> 
     value = type(getattr(ORIN, field))(getattr(ORIN, field) * better)
     faster = ORIN.model_copy(update={field: value})
     # A fetch that ends sooner takes its share of the memory sooner, perhaps from the kernels in the way.
-    assert Gpu(faster).simulate(work).end_ps <= 1.001 * Gpu(ORIN).simulate(work).end_ps
+    assert Gpu(faster).simulate(work).end_ps <= 1.005 * Gpu(ORIN).simulate(work).end_ps
 
 
 def test_stacks_are_ordered() -> None:
@@ -104,6 +104,23 @@ def test_stacks_are_ordered() -> None:
         milliseconds(ORIN.model_copy(update={"stack": s}), work) for s in ("eager", "fused", "graph")
     )
     assert graph <= fused < eager
+
+
+def test_modules_launch_what_tinychat_launches() -> None:
+    """A token: 6 kernels of vectors, 5 products, attention in 2; more tokens: 17 kernels of vectors. And the head."""
+    modules = ORIN.model_copy(update={"stack": "modules"})
+    for rows, vectors in ((1, 6), (32, 17)):
+        work = dense_step(LLAMA3_8B, rows, 100, kind="question")
+        assert Gpu(modules).simulate(work).actions["kernel_launches"] == 32 * (vectors + 5 + 2) + 1
+
+
+def test_busy_time_is_counted_at_the_highest_clock() -> None:
+    """What switching draws falls with the clock; the operations are the same."""
+    work = dense_step(LLAMA3_8B, 512, 0, kind="question")
+    fast, slow = (Gpu(ORIN.model_copy(update={"power_mode": m})).simulate(work) for m in ("maxn", "50w"))
+    assert fast.actions["gpu_busy_ps"] == fast.busy_ps("gpu")
+    assert slow.actions["gpu_busy_ps"] == round(0.637 * slow.busy_ps("gpu"))
+    assert slow.actions["gpu_flops"] == fast.actions["gpu_flops"]
 
 
 def test_a_host_that_cannot_keep_up_sets_the_pace() -> None:
@@ -136,7 +153,7 @@ def test_flexgen_at_40k_is_bound_by_the_link() -> None:
     timeline = Gpu(PAPER).simulate(work)
     assert timeline.end_ps / 1e12 > 40_000 * 131_072 / 4e9
     busy = timeline.busy_ps("link")
-    assert busy <= timeline.end_ps <= busy * 1.05
+    assert busy <= timeline.end_ps <= busy * 1.1
 
 
 def test_flexgen_loads_one_layer_ahead_in_two_buffers() -> None:
@@ -148,6 +165,37 @@ def test_flexgen_loads_one_layer_ahead_in_two_buffers() -> None:
         assert fetch[layer].start_ps >= layer_end[layer - 2]
         assert attention[layer].start_ps >= fetch[layer].end_ps
         assert fetch[layer].start_ps <= attention[layer - 1].start_ps
+
+
+def test_flexgens_loop_waits_after_each_half_of_a_layer() -> None:
+    """The cache of layer j + 1 comes while j's feed-forward half runs; no half is launched before the last is over."""
+    timeline = Gpu(ORIN.model_copy(update={"fetch": "flexgen"})).simulate(full_step(LLAMA3_8B, 5_000))
+    fetch = {s.layer: s for s in timeline.on("link")}
+    attention = {s.layer: s for s in timeline.on("gpu") if s.what == "attention"}
+    linear = {n: [s for s in timeline.on("gpu") if s.what == "linear" and s.layer == n] for n in range(32)}
+    vector = {s.layer: s for s in timeline.on("host") if s.what == "vector"}
+    for layer in range(1, 32):
+        _, output, gate_up, down = linear[layer - 1]
+        assert output.start_ps >= attention[layer - 1].end_ps
+        assert fetch[layer].start_ps >= output.end_ps
+        assert gate_up.start_ps <= fetch[layer].end_ps
+        assert vector[layer].start_ps >= max(fetch[layer].end_ps, down.end_ps)
+
+
+@pytest.mark.parametrize("kv_len", [200, 2_000, 20_000])
+def test_flexgens_loop_is_never_faster_and_the_same_without_offloading(kv_len: int) -> None:
+    waiting = PAPER.model_copy(update={"fetch": "flexgen"})
+    ahead = PAPER.model_copy(update={"fetch": "overlapped"})
+    offloaded, resident = full_step(LLAMA3_8B, kv_len), dense_step(LLAMA3_8B, 10, kv_len)
+    assert milliseconds(waiting, offloaded) > milliseconds(ahead, offloaded)
+    assert milliseconds(waiting, resident) == milliseconds(ahead, resident)
+
+
+def test_a_step_without_predictions_fetches_as_flexgen_does_whatever_its_policy() -> None:
+    known = full_step(LLAMA3_8B, 5_000)
+    for mode in ("overlapped", "synchronous", "flexgen"):
+        config = PAPER.model_copy(update={"fetch": mode})
+        assert milliseconds(config, replace(known, predict="next_layer")) == milliseconds(config, known)
 
 
 def test_synchronous_fetch_adds_up() -> None:
@@ -261,7 +309,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_numbers() -> None:
         ({"power_mode": "70w"}, "'70w' is not among the modes of agx_orin: maxn, 50w, 30w, 15w"),
         ({"peak_flops": {"int8": 1e12}}, "no rate for activation 'fp16'"),
         ({"dram_bytes_per_s": 0}, "greater than 0"),
-        ({"stack": "onnx"}, "'eager', 'fused' or 'graph'"),
+        ({"stack": "onnx"}, "'eager', 'modules', 'fused' or 'graph'"),
         ({"colour": 1}, "Extra inputs"),
     ],
 )

@@ -50,6 +50,17 @@ def test_integer_weights_bring_scales_and_unpacking() -> None:
     )
 
 
+def test_a_second_block_of_rows_unpacks_four_bit_weights_again() -> None:
+    """AWQ's kernel: 16 rows a block up to 64 rows, 32 up to 128, then 64."""
+    config = ORIN.model_copy(update={"dram_bytes_per_s": 1e30, "kernel_gap_ps": 0, "l2_bytes_per_s": 1e30})
+    busy = {m: kernels.gemm(config, Gemm("down", m, 4096, 4096, 4096 * 4096 // 2)).busy_ps for m in (16, 32, 64, 65)}
+    assert busy[32] == pytest.approx(2 * busy[16], rel=0.01)
+    assert busy[64] == pytest.approx(4 * busy[16], rel=0.01)
+    assert busy[65] < 1.5 * busy[64]
+    wide = {m: kernels.gemm(config, Gemm("down", m, 4096, 4096, 4096 * 4096)).busy_ps for m in (16, 32)}
+    assert wide[32] == wide[16]
+
+
 def test_int8_activations_run_at_the_int8_rate() -> None:
     g = Gemm("down", 2048, 4096, 4096, 4096 * 4096)
     fast = kernels.gemm(ORIN.model_copy(update={"activation": "int8"}), g).busy_ps

@@ -13,6 +13,7 @@ from resv.workload_plan import ProbeWorkload
 from resv_sim.config import Experiment
 from resv_sim.memo import code_fingerprint, key_of
 from resv_sim.reproduce.items import Findings, Group, Panel, Statement
+from resv_sim.reproduce.orderings import chain
 from resv_sim.reproduce.speed import AGX, OURS
 from resv_sim.reproduce.study import Study
 
@@ -50,7 +51,6 @@ def fig16(study: Study) -> Findings:
     share = {name: row.prediction_s / row.latency_s for name, row in rows.items()}
     speedups = {name: row.speedup or 0.0 for name, row in rows.items()}
     gains = {name: row.energy_gain or 0.0 for name, row in rows.items()}
-    ordered = list(speedups.values()) == sorted(speedups.values())
     return Findings(
         groups=(Group(outcome.result.rows, outcome.baseline),),
         statistics={
@@ -58,7 +58,7 @@ def fig16(study: Study) -> Findings:
             "prediction_share_agx": share["AGX + ReSV"],
             "prediction_share_kvpu": share["V-Rex8 without KVMU"],
         },
-        statements=(Statement("every step is faster than the one before", "holds" if ordered else "does not hold"),),
+        statements=(chain("every step is faster than the one before", speedups),),
         notes=(
             "V-Rex8 without KVMU: hash and threshold units as in V-Rex8, tokens on the drive in order of arrival "
             "(kvmu.mapping: arrival). Prediction share: time in which some unit works on a prediction, hidden or not.",

@@ -8,29 +8,42 @@ from pathlib import Path
 
 import click
 
+from resv_sim.errors import ConfigError
 from resv_sim.output import MANIFEST, OutputFolder
 from resv_sim.progress import Progress
-from resv_sim.reproduce import Reproduction, chosen, reproduce
-from resv_sim.reproduce.report import item_row, markdown, median_error, write_figures
+from resv_sim.reproduce import FIGURES, Reproduction, chosen, reproduce
+from resv_sim.reproduce.report import item_row, markdown, median_error, section, write_figures
 from resv_sim.reproduce.study import Study
+from resv_sim.validate.report import write_section
+
+SECTION = "the-paper"
 
 
-def run(figures: Sequence[str], out: Path | None, jobs: int, *, use_cache: bool, as_json: bool) -> None:
-    """Raises ConfigError for an unknown figure before anything is run."""
+def run(
+    figures: Sequence[str], out: Path | None, jobs: int, document: Path | None, *, use_cache: bool, as_json: bool
+) -> None:
+    """Raises ConfigError, before anything is run, for an unknown figure or a document that would be incomplete."""
     names = chosen(figures)
+    if document is not None and len(names) < len(FIGURES):
+        raise ConfigError("--markdown writes all figures: resv-sim reproduce all --markdown FILE")
     study = Study(Progress(quiet=as_json), jobs, use_cache=use_cache)
-    if out is None and as_json:
-        _print_json(reproduce(names, study))
+    if out is None and (as_json or document is not None):
+        done = reproduce(names, study)
+        _finish(done, document, as_json=as_json)
         return
     with OutputFolder(out or Path("results") / "reproduce") as folder:
         done = reproduce(names, study)
         write(done, folder.partial)
         folder.commit()
-    if as_json:
-        _print_json(done)
-        return
-    _print_table(done)
-    click.echo(f"Report in {folder.path / 'reproduce.md'}")
+    _finish(done, document, as_json=as_json)
+    if not as_json:
+        click.echo(f"Report in {folder.path / 'reproduce.md'}")
+
+
+def _finish(done: Sequence[Reproduction], document: Path | None, *, as_json: bool) -> None:
+    if document is not None:
+        write_section(document, SECTION, section(done))
+    (_print_json if as_json else _print_table)(done)
 
 
 def write(done: Sequence[Reproduction], folder: Path) -> None:

@@ -1,7 +1,8 @@
 """The paper's experiments, each run once: figures share traces, steps and rows.
 
-Batch 1 is traced. A larger batch is made from the traced step at the same cache length, as if all its streams were
-like the traced one; its rows are marked `statistics`, since one stream stands for all.
+Batch 1 is traced. A larger batch is made from a traced step at the same cache length, as if all its streams were
+like the traced one; its rows are marked `statistics`, since one stream stands for all. The streams share the device's
+capacity for K and V: the traced one has its part of `recent_bytes`.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from resv_sim.results import ExperimentResult, ResultRow
 from resv_sim.rows import Point
 
 Key = tuple[str, StepKind, int]
-_NOT_REPEATED = ("hash_gemm", "query_gemm", "clusters", "dre")
+_NOT_REPEATED = ("hash_gemm", "query_gemm", "clusters", "dre", "cut")
 
 
 def paper_experiment(name: str) -> Path:
@@ -69,23 +70,30 @@ class Study:
     def __init__(self, progress: Progress, jobs: int = 2, *, use_cache: bool = True) -> None:
         self.progress, self.jobs, self.use_cache = progress, jobs, use_cache
         self.memo = Memo(cache_directory() if use_cache else None)
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[tuple[str, str, int], Outcome] = {}
         self._batched: dict[tuple[str, str, StepKind, int], list[Point]] = {}
 
     def outcome(self, name: str) -> Outcome:
         """The experiment `configs/paper/<name>.yaml`, run."""
-        if name not in self._outcomes:
+        return self._run(name, "", 1)
+
+    def _run(self, name: str, label: str, share: int) -> Outcome:
+        """One run of an experiment, or all for no label, with a `share`-th of the device's capacity."""
+        if (name, label, share) not in self._outcomes:
             experiment, _ = load_experiment(str(paper_experiment(name)))
+            experiment = with_share(experiment, label, share) if label else experiment
             result, points = run_with_points(experiment, self.progress, self.jobs, use_cache=self.use_cache)
             keyed = {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points}
-            self._outcomes[name] = Outcome(experiment, result, keyed)
-        return self._outcomes[name]
+            self._outcomes[name, label, share] = Outcome(experiment, result, keyed)
+        return self._outcomes[name, label, share]
 
     def batched(self, name: str, label: str, stage: StepKind, batch: int) -> list[Point]:
         """A run's steps of one stage with `batch` streams, at every length where they fit."""
         key = (name, label, stage, batch)
         if key not in self._batched:
-            outcome = self.outcome(name)
+            whole = self.outcome(name)
+            capacity = whole.experiment.policies[label.partition("+")[2]].recent_bytes
+            outcome = self._run(name, label, batch) if capacity else whole
             self._batched[key] = list(_batched(outcome, label, stage, batch))
         return self._batched[key]
 
@@ -93,6 +101,15 @@ class Study:
         """`batched` for several runs, gains over the experiment's baseline filled in."""
         points = [p for label in labels for p in self.batched(name, label, stage, batch)]
         return with_gains(points, self.outcome(name).experiment.baseline.label)
+
+
+def with_share(experiment: Experiment, label: str, share: int) -> Experiment:
+    """The experiment with one run alone, its policy given a `share`-th of its room on the device."""
+    run = next(run for run in experiment.runs if run.label == label)
+    policy = experiment.policies[run.policy]
+    smaller = policy.model_copy(update={"recent_bytes": (policy.recent_bytes or 0) // share})
+    policies = {**experiment.policies, run.policy: smaller}
+    return experiment.model_copy(update={"policies": policies, "runs": (run,), "baseline": run})
 
 
 def _batched(outcome: Outcome, label: str, stage: StepKind, batch: int) -> list[Point]:
@@ -125,6 +142,7 @@ def _repeated(dense: LayerWork, one: LayerWork, batch: int) -> LayerWork:
     return replace(
         dense,
         attention=attention,
+        vector_elements=batch * one.vector_elements,
         softmax_elements=batch * one.softmax_elements,
         fetch=fetch,
         offload_write_bytes=batch * one.offload_write_bytes,

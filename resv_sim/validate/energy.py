@@ -87,7 +87,7 @@ def _stress_power_w(row: Row) -> float:
         raise KeyError(mode.power_mode)
     static = sum(s.power_w for s in prices.static.values() if s.component == "gpu")
     busy, flop = prices.action_cost("gpu_busy_ps")[1], prices.action_cost("gpu_flops")[1]
-    return static + busy + flop * 1e-12 * mode.flops_per_s(mode.gemm_share)
+    return static + busy * mode.mode.gpu_scale + flop * 1e-12 * mode.flops_per_s(mode.gemm_share)
 
 
 QUANTITIES: dict[str, tuple[str, Callable[[Row], float]]] = {

@@ -24,16 +24,20 @@ fast: the model gives them the packets' full payload rate, the measured kernel r
 a memcpy call was read off the same curve as its rows, so those show that the form fits, not a prediction.""",
     "gpu": """\
 The Orin runs in MAXN. Most authors do not state module and power mode; 'if at 50 W' shows the same rows in that
-mode. Nothing is fitted: constants come from the kernel rows marked calibrate. Where the model falls short, it is too
-fast. INT4 prefill: a kernel takes the longer of its arithmetic (unpacking included) and its weight streaming, and
-the measured kernels seem to overlap the two badly; TinyChat's time grows with the history as that of no fused attention
-does. A100 with llama.cpp and TinyChat INT4: probably bound by the host and by small kernels, in stacks of 2023 and 2024
-that are neither the compiled nor the eager one of the model. Models of 1B and less: the time outside the layers. Roles
+mode. Nothing is fitted on these rows: constants come from the kernel rows marked calibrate, the host time of an eager
+operator on the Orin from Fig. 16 of the paper. TinyChat's INT4 rows run PyTorch modules around hand-written kernels,
+and INT4 products take the blocks that AWQ's kernel takes for a number of rows: 16 rows up to 64, each block unpacking
+its weights anew (both read in llm-awq d6e797a after the rows had been compared; of Edge-LLM's and MLC's kernels
+assumed). Where the model falls short, it is mostly too fast: TinyChat's few rows after a long history; small models,
+the time outside the layers. A100: TinyChat INT4 is bound by its host, whose operator costs some 15 us there and 5.4 us
+in the platform (public figures lie between 6 and 25 us and depend on the host); llama.cpp's fp16 kernels of 2024 reach
+half of the bandwidth, why is open. Roles
 follow the conditions that an author states (head of the table), and were settled after a first comparison: the mean
 with the rows of unknown conditions stands beside the one without.""",
     "energy": """\
-Rows marked calibrate hold by construction or are residuals of a fit. The rails at 50 and 30 W show that the
-price tables do not lower voltage and idle power with the power mode. Two of the area estimates are bounds, one
+Rows marked calibrate hold by construction or are residuals of a fit. Lower power modes lower the clock, and with it
+what switching draws; that they also lower voltage and idle power is in no source that gives figures, and the rails at
+50 and 30 W show it. Two of the area estimates are bounds, one
 below and one above.""",
 }
 

@@ -171,7 +171,7 @@ def _line(cells: Iterable[str]) -> str:
 
 # -- docs/validation.md -----------------------------------------------------------------------------------
 
-SECTIONS = ("hardware-models", "the-trace")
+SECTIONS = ("hardware-models", "the-trace", "the-paper", "trained-model")
 _TITLE = "# How far the models are from something trusted\n"
 
 
@@ -186,12 +186,24 @@ def write_section(path: Path, name: str, body: str) -> None:
     if not path.exists():
         empty = "\n".join(f"{_begin(known)}\n{_end(known)}\n" for known in SECTIONS)
         path.write_text(f"{_TITLE}\n{empty}", encoding="utf-8")
-    text = path.read_text(encoding="utf-8")
-    before, begin, rest = text.partition(_begin(name))
+    replace_section(path, name, body)
+
+
+def replace_section(path: Path, name: str, body: str) -> None:
+    """Replace what stands between the marks of one section of any Markdown file. Raises as `check_section`."""
+    check_section(path, name)
+    before, begin, rest = path.read_text(encoding="utf-8").partition(_begin(name))
     _, end, after = rest.partition(_end(name))
-    if not begin or not end:
-        raise OutputError(f"{path}: the marks {_begin(name)} and {_end(name)} are not both there")
     path.write_text(f"{before}{begin}\n{body.strip()}\n{end}{after}", encoding="utf-8")
+
+
+def check_section(path: Path, name: str) -> None:
+    """Raise OutputError where the file is not there or lacks the marks of a section."""
+    if not path.exists():
+        raise OutputError(f"{path}: no such file, so it has no marks {_begin(name)} and {_end(name)}")
+    _, begin, rest = path.read_text(encoding="utf-8").partition(_begin(name))
+    if not begin or _end(name) not in rest:
+        raise OutputError(f"{path}: the marks {_begin(name)} and {_end(name)} are not both there")
 
 
 def _begin(name: str) -> str:
