@@ -2,29 +2,40 @@
 
 The functional stage of one layer is a few megabytes of arrays in one safetensors file: memory-mapped,
 no pickle. A file is written under a temporary name and renamed, so a killed run leaves none half done.
-A file that cannot be read is treated as absent and made again.
+A file that cannot be read is treated as absent and made again. The folder stays within a limit: what was used least
+recently goes. Any number of processes may store, load and remove at the same time.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
+import time
+import zlib
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, fields
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from resv.selection import ClusterTable, ClusterUpdate, Counts, Fidelity, LayerSelection, ScoreRows
+from resv_sim.errors import ConfigError
 
 Arrays = dict[str, NDArray[Any]]
 
 SCHEMA = 1
 MASKS = ("attended", "resident", "candidates", "evicted")
+LIMIT_GB = 4.0  # two or three full-size sweeps; a setting of Llama-3-8B takes 8 MB at 10,000 tokens
+# Measuring the folder takes as long as storing some ten entries, so one store in this many does it.
+_STORES_PER_LOOK = 32
+_TRIM_TO = 0.9  # of the limit, so that not every look removes something
+_STALE_S = 3600  # an unfinished file this old belongs to a process that was killed
 
 
 def cache_directory() -> Path:
@@ -32,6 +43,18 @@ def cache_directory() -> Path:
     explicit = os.environ.get("RESV_SIM_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(explicit) if explicit else Path(base) / "resv-sim"
+
+
+def cache_limit_bytes() -> int:
+    """`$RESV_SIM_CACHE_GB`, else `LIMIT_GB`, in bytes. Raises `ConfigError` where it is no size."""
+    text = os.environ.get("RESV_SIM_CACHE_GB", str(LIMIT_GB))
+    try:
+        limit_gb = float(text)
+    except ValueError:
+        limit_gb = math.nan
+    if not 0 <= limit_gb < math.inf:
+        raise ConfigError(f"RESV_SIM_CACHE_GB is '{text}'; allowed: a number of gigabytes from 0")
+    return int(limit_gb * 1e9)
 
 
 @cache
@@ -51,11 +74,18 @@ def key_of(*parts: object) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-class Memo:
-    """Arrays by key under one directory. `directory=None` remembers nothing."""
+class _Entry(NamedTuple):
+    used_ns: int
+    size_bytes: int
+    path: Path
 
-    def __init__(self, directory: Path | None) -> None:
+
+class Memo:
+    """Arrays by key under one directory. `directory=None` remembers nothing; a limit of None is the user's."""
+
+    def __init__(self, directory: Path | None, limit_bytes: int | None = None) -> None:
         self.directory = directory
+        self.limit_bytes = cache_limit_bytes() if limit_bytes is None else limit_bytes
 
     def holds(self, key: str) -> bool:
         """Whether something is stored under the key, readable or not."""
@@ -73,6 +103,8 @@ class Memo:
             arrays: Arrays = load_file(path)
         except (OSError, SafetensorError):
             return None
+        with suppress(OSError):  # it may be gone by now, or belong to somebody else
+            os.utime(path)
         return arrays
 
     def store(self, key: str, arrays: Arrays) -> None:
@@ -91,6 +123,38 @@ class Memo:
         except (OSError, SafetensorError):
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        if zlib.crc32(key.encode()) % _STORES_PER_LOOK == 0:
+            self.trim(self.limit_bytes)
+
+    def size_bytes(self) -> int:
+        """Bytes of everything stored."""
+        return sum(entry.size_bytes for entry in self._entries())
+
+    def trim(self, limit_bytes: int) -> None:
+        """Where more is stored than the limit, remove what was used least recently until there is room again."""
+        entries = sorted(self._entries())
+        size_bytes = sum(entry.size_bytes for entry in entries)
+        if size_bytes <= limit_bytes:
+            return
+        for entry in entries:
+            if size_bytes <= _TRIM_TO * limit_bytes:
+                return
+            with suppress(OSError):
+                entry.path.unlink(missing_ok=True)
+            size_bytes -= entry.size_bytes
+
+    def _entries(self) -> Iterator[_Entry]:
+        """All that is stored. Files that a killed process did not finish are removed on the way."""
+        if self.directory is None:
+            return
+        now = time.time()
+        for path in self.directory.glob("[0-9a-f][0-9a-f]/*"):
+            with suppress(OSError):  # another process may have removed it
+                status = path.stat()
+                if path.suffix == ".safetensors":
+                    yield _Entry(status.st_mtime_ns, status.st_size, path)
+                elif path.suffix == ".part" and now - status.st_mtime > _STALE_S:
+                    path.unlink()
 
     def _path(self, key: str) -> Path | None:
         return None if self.directory is None else self.directory / key[:2] / f"{key}.safetensors"

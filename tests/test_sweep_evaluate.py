@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from resv.policies import ReSV
 from resv.workload_plan import ProbeWorkload, plan_steps
 from resv_sim import pipeline
 from resv_sim.config import Experiment, load_experiment
@@ -32,13 +33,18 @@ def rows(settings: Sequence[str]) -> list[ResultRow]:
     return [row for row in result.rows if row.policy == "resv"]
 
 
-def test_policies_run_together_select_and_score_what_each_does_alone() -> None:
+def test_policies_run_together_select_and_score_what_each_does_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     base = experiment()
     resv = base.policies["resv"]
-    exits = [resv.model_copy(update={"wicsum": resv.wicsum.model_copy(update={"exit": e})}) for e in ("bucket", "none")]
-    policies = {"full": base.policies["full"], "a": exits[0], "b": exits[1], "c": resv.model_copy(update={"n_sink": 9})}
+    varied = ({"exit": "bucket"}, {"ratio": 0.7}, {"score_transform": "relu"})
+    a, b, d = (resv.model_copy(update={"wicsum": resv.wicsum.model_copy(update=one)}) for one in varied)
+    policies = {"full": base.policies["full"], "a": a, "b": b, "d": d, "c": resv.model_copy(update={"n_sink": 9})}
     trace = make_streams(base, lambda: None).traces[0]
+    started: list[str] = []
+    start = ReSV.start
+    monkeypatch.setattr(ReSV, "start", lambda self, *of: (started.append(self.wicsum.exit), start(self, *of))[1])
     together = functional_layer(trace, policies, 1, 8, Memo(None))
+    assert len(started) == 2, "what is clustered alike is clustered once"
     for label, policy in policies.items():
         alone = functional_layer(trace, {label: policy}, 1, 8, Memo(None))[label]
         got = pack_layers(together[label].selections, together[label].fidelity)
@@ -50,11 +56,11 @@ def test_policies_run_together_select_and_score_what_each_does_alone() -> None:
 def test_a_prepared_layer_is_not_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = experiment()
     for layer in range(base.model.n_layers):
-        prepare(str(tmp_path), base, used_policies(base), layer)
+        prepare(Memo(tmp_path), base, used_policies(base), layer)
     stored = sorted(path.name for path in tmp_path.rglob("*.safetensors"))
     assert len(stored) == 2 * base.model.n_layers
     monkeypatch.setattr("resv.synthetic.stream.SyntheticTrace.layer", None)
-    (result,) = evaluate(str(tmp_path), [(0, base)])
+    (result,) = evaluate(Memo(tmp_path), [(0, base)])
     assert result.error is None
     assert sorted(path.name for path in tmp_path.rglob("*.safetensors")) == stored
 
@@ -78,19 +84,19 @@ def test_a_point_is_the_same_after_any_other(tmp_path: Path) -> None:
     ]
     tasks = list(enumerate(variants))
     module._kept.cache_clear()
-    forward = evaluate(str(tmp_path), tasks)
+    forward = evaluate(Memo(tmp_path), tasks)
     assert [result.error for result in forward] == [None] * len(variants)
-    assert sorted(evaluate(str(tmp_path), tasks[::-1]), key=lambda r: r.index) == forward
+    assert sorted(evaluate(Memo(tmp_path), tasks[::-1]), key=lambda r: r.index) == forward
     for index, variant in tasks:
         module._kept.cache_clear()
-        assert evaluate(str(tmp_path), [(index, variant)]) == [forward[index]]
+        assert evaluate(Memo(tmp_path), [(index, variant)]) == [forward[index]]
     text = [repr(result.rows) for result in forward]
     assert len(set(text)) == len(text)
 
 
 def test_an_error_is_the_result_of_its_own_point(tmp_path: Path) -> None:
     bad = experiment(["platforms.vrex8.offload.capacity_bytes=1000"])
-    results = evaluate(str(tmp_path), [(3, bad), (4, experiment())])
+    results = evaluate(Memo(tmp_path), [(3, bad), (4, experiment())])
     assert [(r.index, r.error is None) for r in results] == [(3, False), (4, True)]
     assert str(results[0].error).startswith("ValueError: platforms.vrex8.offload")
 

@@ -14,6 +14,9 @@ from click.testing import CliRunner
 from resv_sim.cli import main
 from resv_sim.config import load_experiment
 from resv_sim.errors import ConfigError, OutputError
+from resv_sim.memo import Memo
+from resv_sim.sweep import figures
+from resv_sim.sweep.config import Constraint
 from resv_sim.sweep.evaluate import Evaluated, evaluate
 from resv_sim.sweep.explain import explanation
 from resv_sim.sweep.report import published_point, rows_of, summary, write_report
@@ -40,7 +43,7 @@ def sweep(folder: Path) -> Sweep:
 def records(folder: Path, sweep: Sweep) -> list[dict[str, Any]]:
     """A finished sweep in the folder, one of its points failed."""
     todo = points(sweep.config)
-    results = evaluate(str(folder / "memo"), [(point.index, sweep.experiment(point)) for point in todo])
+    results = evaluate(Memo(folder / "memo"), [(point.index, sweep.experiment(point)) for point in todo])
     results[5] = Evaluated(5, error="ValueError: </script> is not a number")
     with SweepStore(folder, sweep, "models", resume=False) as store:
         for point, result in zip(todo, results, strict=True):
@@ -88,6 +91,25 @@ def test_the_published_point_is_the_one_with_its_values(sweep: Sweep, records: l
 def test_figures_are_drawn_for_axes_pairs_fronts_and_shares(folder: Path, records: list[dict[str, Any]]) -> None:
     names = {path.stem for path in (folder / "figures").glob("*.png")}
     assert {"over_speedup", "pairs_speedup", "fronts", "parallel", "explained"} <= names
+
+
+def test_panels_are_laid_out_without_gaps_where_that_can_be() -> None:
+    layouts = {}
+    for n in (1, 2, 3, 4, 5, 6, 10):
+        figure, panels = figures._panels(n, 2.0, 2.0, most=5)
+        layouts[n] = panels[0].get_gridspec().get_geometry()
+        assert [panel.get_visible() for panel in figure.axes] == [i < n for i in range(len(figure.axes))]
+    assert layouts == {1: (1, 1), 2: (1, 2), 3: (1, 3), 4: (1, 4), 5: (1, 5), 6: (2, 3), 10: (2, 5)}
+    assert figures._panels(4, 2.0, 2.0)[1][0].get_gridspec().get_geometry() == (2, 2)
+
+
+def test_a_front_is_drawn_through_points_that_keep_the_constraints() -> None:
+    rows = [{"point": i, "latency_s": 1.0 + i, "energy_j": 9.0 - i, "fps": 1 / (1.0 + i)} for i in range(5)]
+    for least_fps, on_front in ((0.0, 5), (0.3, 3), (2.0, 0)):
+        limits = [Constraint("fps", ">=", least_fps)]
+        (panel,) = figures.front_panels(rows, [("latency_s", "energy_j")], limits, None).axes
+        assert sum(len(line.get_xdata()) for line in panel.get_lines()) == on_front
+        assert len(panel.collections[0].get_offsets()) == 5
 
 
 def test_the_page_needs_no_network_and_cannot_be_broken_by_an_error_text(

@@ -17,6 +17,7 @@ import pytest
 
 from resv_sim.config import load_experiment
 from resv_sim.errors import ConfigError, OutputError
+from resv_sim.memo import Memo
 from resv_sim.pipeline import run
 from resv_sim.progress import Progress
 from resv_sim.sweep.cluster import connected
@@ -145,6 +146,11 @@ def test_workers_of_two_addresses_give_the_same_bytes(
 ) -> None:
     finish(start(config, folder / "remote", scheduler=scheduler))
     assert (folder / "remote" / "results.csv").read_bytes() == uninterrupted
+
+
+def test_two_sweeps_at_a_time_do_not_want_the_same_port() -> None:
+    with connected(1, None), connected(1, None) as client:
+        assert client.submit(abs, -1).result() == 1
 
 
 def test_a_scheduler_that_is_not_there_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -284,14 +290,14 @@ def test_a_point_whose_worker_always_dies_is_done_with_an_error(
     sweep = load_sweep(tmp_path, sweep_data(1))
     tasks = [(point, sweep.experiment(point)) for point in points(sweep.config)]
 
-    def deadly(memo: str, some: Any, after: object = None) -> Any:
+    def deadly(memo: Memo, some: Any, after: object = None) -> Any:
         if any(index == 1 for index, _ in some):
             raise KilledWorker("evaluate", None, 3)
         return evaluate(memo, some)
 
     monkeypatch.setattr("resv_sim.sweep.runner.evaluate", deadly)
     errors: dict[int, str | None] = {}
-    run_points(InlineClient(), tasks, str(tmp_path / "memo"), lambda p, r: errors.update({p.index: r.error}))
+    run_points(InlineClient(), tasks, Memo(tmp_path / "memo"), lambda p, r: errors.update({p.index: r.error}))
     assert errors == {0: None, 1: "the worker died every time it tried (killed, or out of memory)", 2: None, 3: None}
 
 
@@ -313,7 +319,7 @@ def test_an_interrupted_search_takes_the_way_it_would_have_taken(
     quick(tmp_path, data, "whole")
     calls: list[int] = []
 
-    def tires(memo: str, some: Any, after: object = None) -> Any:
+    def tires(memo: Memo, some: Any, after: object = None) -> Any:
         calls.extend(index for index, _ in some)
         if len(calls) > 10:
             raise KeyboardInterrupt
@@ -338,6 +344,20 @@ def test_an_interrupted_search_takes_the_way_it_would_have_taken(
         ),
     )
     assert {trial.state.name for trial in study.trials} == {"COMPLETE"}
+
+
+@pytest.mark.usefixtures("inline")
+def test_a_search_pays_for_no_design_twice_and_ends_where_nothing_is_new(tmp_path: Path) -> None:
+    data = sweep_data(2, mode="search", budget=40, search={**SEARCH, "population": 2})
+    records = quick(tmp_path, data)
+    assert records[0]["names"] == data["sweep"]["published"]
+    designs = {json.dumps(record["overrides"]) for record in records}
+    assert [record["point"] for record in records] == list(range(len(designs)))
+    assert 6 <= len(designs) <= 8, "of 8 there are"
+    assert json.loads((tmp_path / "out" / "sweep.json").read_text())["n_points"] == len(designs)
+    before = [(tmp_path / "out" / name).read_bytes() for name in ("points.jsonl", "results.csv")]
+    quick(tmp_path, data, resume=True)
+    assert [(tmp_path / "out" / name).read_bytes() for name in ("points.jsonl", "results.csv")] == before
 
 
 def _raise(error: BaseException) -> str:

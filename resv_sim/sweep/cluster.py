@@ -52,6 +52,8 @@ def connected(jobs: int, scheduler: str | None) -> Iterator[Any]:
                 processes=True,
                 host="127.0.0.1",
                 dashboard_address=None,
+                # dask answers over HTTP all the same, and would warn where another sweep has its usual port.
+                scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 memory_limit=0,
                 silence_logs=logging.CRITICAL,
             ) as cluster,

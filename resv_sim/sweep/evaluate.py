@@ -13,7 +13,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
-from pathlib import Path
 from typing import Any, TypeVar
 
 from pydantic import BaseModel
@@ -132,14 +131,14 @@ def _run_key(experiment: Experiment, run: RunConfig) -> str:
 # -- tasks ------------------------------------------------------------------------------------------------
 
 
-def prepare(memo_folder: str, experiment: Experiment, policies: Sequence[Policy], layer: int) -> None:
+def prepare(memo: Memo, experiment: Experiment, policies: Sequence[Policy], layer: int) -> None:
     """Store what the policies select in one layer of the experiment's streams; made once for all of them.
 
     What fails here fails again, and is reported, where a point needs it.
     """
     from threadpoolctl import threadpool_limits
 
-    memo, topk = Memo(Path(memo_folder)), _topk(experiment)
+    topk = _topk(experiment)
     try:
         with threadpool_limits(1):
             for trace in _streams(experiment).traces:
@@ -154,11 +153,18 @@ def prepare(memo_folder: str, experiment: Experiment, policies: Sequence[Policy]
         return
 
 
-def evaluate(memo_folder: str, points: Sequence[tuple[int, Experiment]], after: object = None) -> list[Evaluated]:
+def prepare_accuracy(memo: Memo, experiment: Experiment, policy: Policy) -> None:
+    """Store how accurate the embedded model is under a policy; nothing where the experiment does not ask for it."""
+    if experiment.accuracy is not None:
+        from resv_sim.accuracy import measured
+
+        measured.prepare(memo, experiment.accuracy, policy)
+
+
+def evaluate(memo: Memo, points: Sequence[tuple[int, Experiment]], after: object = None) -> list[Evaluated]:
     """Every point's rows or error, in the order given. `after` is what a scheduler waits for."""
     from threadpoolctl import threadpool_limits
 
-    memo = Memo(Path(memo_folder))
     with threadpool_limits(1):
         return [_evaluated(memo, index, experiment) for index, experiment in points]
 
@@ -193,7 +199,7 @@ def _points(memo: Memo, experiment: Experiment) -> tuple[list[Point], list[str]]
         points += mine
         notes += said
     renamed = [_renamed(point, experiment) for point in points]
-    return pipeline.with_gains(renamed, experiment.baseline.label), notes
+    return pipeline.with_accuracy(pipeline.with_gains(renamed, experiment.baseline.label), experiment, memo), notes
 
 
 def _renamed(point: Point, experiment: Experiment) -> Point:

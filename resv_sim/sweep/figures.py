@@ -5,7 +5,7 @@ Draws measured rows; a figure is left out where the sweep holds nothing for it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 
 from resv_sim.plots.style import GREY, PALETTE, RC, FigureFile, canvas, legend_below, save
 from resv_sim.sweep import fronts
+from resv_sim.sweep.config import Constraint
 from resv_sim.sweep.space import Sweep
 
 Row = dict[str, Any]
@@ -23,6 +24,7 @@ FRONTS = (
     ("latency_s", "energy_j"),
     ("latency_s", "attention_mass_kept"),
     ("energy_j", "attention_mass_kept"),
+    ("energy_j", "accuracy"),
     ("latency_s", "area_mm2"),
 )
 _STAR = {"marker": "*", "s": 190, "color": "#D55E00", "edgecolor": "black", "zorder": 5, "label": "V-Rex as published"}
@@ -44,7 +46,7 @@ def _drawings(sweep: Sweep, rows: Sequence[Row], published: int | None) -> Itera
     columns = [c for c in sweep.config.figures if len({row[c] for row in rows if row[c] is not None}) > 1]
     full = sweep.config.mode == "grid"
     for column in columns:
-        text = f"{column} over each axis. " + (
+        text = (
             "Lines are means over the other axes, one line per value of the axis that matters most beside it; bands "
             "reach from the lowest to the highest."
             if full
@@ -58,12 +60,15 @@ def _drawings(sweep: Sweep, rows: Sequence[Row], published: int | None) -> Itera
         for column in columns[:2]:
             file = FigureFile(f"pairs_{column}", f"{column} by pairs of axes", "Mean over all other axes.")
             yield file, partial(pairs, rows, axes, column)
-    shown = [pair for pair in FRONTS if all(len({row[c] for row in rows}) > 1 for c in pair)]
+    shown = [pair for pair in FRONTS if all(_varies(rows, c) for c in pair)]
     if shown:
-        text = "Every point; the line joins those that no other beats in both. The star is the published design."
-        yield FigureFile("fronts", "Pareto fronts", text), partial(front_panels, rows, shown, published)
+        text = "The line joins the points that no other beats in both. The star is the published design."
+        if sweep.config.limits:
+            text += f" Hollow points do not keep {', '.join(map(str, sweep.config.limits))} and do not count."
+        file = FigureFile("fronts", "Pareto fronts", text)
+        yield file, partial(front_panels, rows, shown, sweep.config.limits, published)
     if axes and columns:
-        text = f"One line per point, coloured by {columns[0]}; the published design in black."
+        text = f"One line per point, coloured by {columns[0]}; the published design, if it is among them, in black."
         file = FigureFile("parallel", "Parallel coordinates", text)
         yield file, partial(parallel, rows, [*axes, *columns], columns[0], published)
     if axes and columns and sweep.config.search is None:
@@ -71,27 +76,48 @@ def _drawings(sweep: Sweep, rows: Sequence[Row], published: int | None) -> Itera
         yield FigureFile("explained", "Which axis decides", text), partial(explained, rows, axes, columns)
 
 
+def _varies(rows: Sequence[Row], column: str) -> bool:
+    """By a hundredth of its size at least: less is no choice."""
+    values = [row[column] for row in rows if row[column] is not None]
+    return bool(values) and max(values) - min(values) >= 0.01 * max(map(abs, values)) > 0
+
+
 def over_axes(rows: Sequence[Row], axes: Sequence[str], column: str, full: bool) -> Any:
-    """Small multiples: one panel per axis."""
-    width = min(3, len(axes))
-    height = -(-len(axes) // width)
-    figure = canvas(3.6 * width, 2.9 * height)
-    panels = figure.subplots(height, width, squeeze=False, sharey=True).ravel()
+    """Small multiples: one panel per axis. The legend below is that of all panels without their own."""
+    figure, panels = _panels(len(axes), 3.6, 2.9, sharey=True)
     shares = fronts.explained(rows, axes, column)
-    for panel, axis in zip(panels, axes, strict=False):
-        others = sorted((a for a in axes if a != axis), key=lambda a: -shares[a])
-        if full:
-            _lines(panel, rows, axis, others[0] if others else None, column)
-        else:
-            panel.scatter(*_xy(rows, axis, column), s=12, color=PALETTE[0], alpha=0.6)
+    ranked = sorted(axes, key=lambda a: -shares[a])
+    handles: list[Any] = []
+    for panel, axis in zip(panels, axes, strict=True):
         panel.set_xlabel(axis)
-        if full:
-            panel.set_title(f"explains {100 * shares[axis]:.0f} %", fontsize=9, color=GREY)
-    for panel in panels[len(axes) :]:
-        panel.set_visible(False)
-    for row in range(height):
-        panels[row * width].set_ylabel(column)
+        if panel.get_subplotspec().is_first_col():
+            panel.set_ylabel(column)
+        if not full:
+            panel.scatter(*_xy(rows, axis, column), s=12, color=PALETTE[0], alpha=0.6)
+            continue
+        other = next((a for a in ranked if a != axis), None)
+        _lines(panel, rows, axis, other, column)
+        panel.set_title(f"explains {100 * shares[axis]:.0f} %", fontsize=9, color=GREY)
+        if other == ranked[0]:
+            handles = panel.get_lines()
+        elif other is not None:
+            panel.legend(fontsize=7, frameon=True, framealpha=0.8, edgecolor="none")
+    if handles:
+        lines = -(-len(handles) // (2 * panels[0].get_gridspec().ncols))
+        names = [handle.get_label() for handle in handles]
+        legend_below(figure, handles, names, columns=-(-len(handles) // lines))
     return figure
+
+
+def _panels(n: int, width_in: float, height_in: float, most: int = 3, **options: Any) -> tuple[Any, list[Any]]:
+    """A figure of n panels, at most so many in a row, with the fewest gaps; and the panels."""
+    columns = min(range(min(2, n), min(most, n) + 1), key=lambda c: (-n % c, -c))
+    rows = -(-n // columns)
+    figure = canvas(width_in * columns, height_in * rows)
+    panels = list(figure.subplots(rows, columns, squeeze=False, **options).ravel())
+    for panel in panels[n:]:
+        panel.set_visible(False)
+    return figure, panels[:n]
 
 
 def _lines(panel: Any, rows: Sequence[Row], axis: str, other: str | None, column: str) -> None:
@@ -104,30 +130,31 @@ def _lines(panel: Any, rows: Sequence[Row], axis: str, other: str | None, column
         panel.fill_between(x, [min(g) for g in kept], [max(g) for g in kept], color=colour, alpha=0.12, linewidth=0)
         label = None if other is None else f"{other} {_short(value)}"
         panel.plot(x, [np.mean(g) for g in kept], color=colour, marker="o", markersize=4, label=label)
-    panel.set_xticks(range(len(names)), [_short(name) for name in names])
-    if other is not None:
-        panel.legend(fontsize=7)
+    _name_ticks(panel, names)
+
+
+def _name_ticks(panel: Any, names: Sequence[Any], size: float = 10, letters: int = 28) -> None:
+    """Ticks at 0, 1, ...; slanted where there are more letters than stand side by side below the panel."""
+    labels = [_short(name) for name in names]
+    crowded = sum(map(len, labels)) > letters
+    slant = {"rotation": 20, "ha": "right", "rotation_mode": "anchor"} if crowded else {}
+    panel.set_xticks(range(len(names)), labels, fontsize=size, **slant)
 
 
 def pairs(rows: Sequence[Row], axes: Sequence[str], column: str) -> Any:
     """Heat maps of every pair, one colour scale."""
     chosen = list(combinations(axes, 2))
-    width = min(5, len(chosen))
-    height = -(-len(chosen) // width)
-    figure = canvas(2.5 * width + 0.8, 2.4 * height)
-    panels = figure.subplots(height, width, squeeze=False).ravel()
+    figure, panels = _panels(len(chosen), 2.6, 2.4, most=5)
     maps = [_means(rows, a, b, column) for a, b in chosen]
     low, high = min(np.nanmin(m) for m in maps), max(np.nanmax(m) for m in maps)
     image = None
-    for panel, (a, b), means in zip(panels, chosen, maps, strict=False):
+    for panel, (a, b), means in zip(panels, chosen, maps, strict=True):
         image = panel.imshow(means, origin="lower", aspect="auto", cmap="viridis", vmin=low, vmax=high)
-        panel.set_xticks(range(means.shape[1]), [_short(v) for v in _values(rows, a)], fontsize=7)
+        _name_ticks(panel, _values(rows, a), size=7, letters=20)
         panel.set_yticks(range(means.shape[0]), [_short(v) for v in _values(rows, b)], fontsize=7)
         panel.set_xlabel(a, fontsize=8)
         panel.set_ylabel(b, fontsize=8)
-    for panel in panels[len(chosen) :]:
-        panel.set_visible(False)
-    figure.colorbar(image, ax=list(panels[: len(chosen)]), label=f"mean {column}", shrink=0.8)
+    figure.colorbar(image, ax=panels, label=f"mean {column}", shrink=0.8)
     return figure
 
 
@@ -141,26 +168,34 @@ def _means(rows: Sequence[Row], a: str, b: str, column: str) -> Any:
     )
 
 
-def front_panels(rows: Sequence[Row], shown: Sequence[tuple[str, str]], published: int | None) -> Any:
-    """One panel per pair of columns."""
-    figure = canvas(4.6 * min(2, len(shown)), 3.6 * -(-len(shown) // 2))
-    panels = figure.subplots(-(-len(shown) // 2), min(2, len(shown)), squeeze=False).ravel()
+def front_panels(
+    rows: Sequence[Row], shown: Sequence[tuple[str, str]], limits: Sequence[Constraint], published: int | None
+) -> Any:
+    """One panel per pair of columns; points that break a constraint are hollow."""
+    figure, panels = _panels(len(shown), 4.4, 3.5)
     star = None
-    for panel, (x, y) in zip(panels, shown, strict=False):
+    for panel, (x, y) in zip(panels, shown, strict=True):
         known = {row["point"]: row for row in rows if row[x] is not None and row[y] is not None}
-        panel.scatter([r[x] for r in known.values()], [r[y] for r in known.values()], s=9, color="#BBBBBB")
-        best = fronts.front(known, {x: fronts.direction(x), y: fronts.direction(y)})
-        line = sorted((known[key][x], known[key][y]) for key in best)
-        panel.plot(*zip(*line, strict=True), color=PALETTE[0], marker="o", markersize=4)
+        kept = {key: row for key, row in known.items() if fronts.holds(row, limits)}
+        faces = ["#BBBBBB" if key in kept else "none" for key in known]
+        panel.scatter(*_columns(known, x, y), s=10, facecolors=faces, edgecolors="#BBBBBB", linewidths=0.7)
+        best = fronts.front(kept, {x: fronts.direction(x), y: fronts.direction(y)})
+        line = sorted(zip(*_columns({key: kept[key] for key in best}, x, y), strict=True))
+        if line:
+            panel.plot(*zip(*line, strict=True), color=PALETTE[0], marker="o", markersize=4)
         if published in known:
             star = panel.scatter([known[published][x]], [known[published][y]], **_STAR)
         panel.set_xlabel(x)
         panel.set_ylabel(y)
-    for panel in panels[len(shown) :]:
-        panel.set_visible(False)
+        panel.ticklabel_format(useOffset=False)
+        panel.locator_params(axis="x", nbins=5)
     if star is not None:
         legend_below(figure, [star], ["V-Rex as published"])
     return figure
+
+
+def _columns(rows: Mapping[int, Row], x: str, y: str) -> tuple[list[Any], list[Any]]:
+    return [row[x] for row in rows.values()], [row[y] for row in rows.values()]
 
 
 def parallel(rows: Sequence[Row], names: Sequence[str], coloured_by: str, published: int | None) -> Any:

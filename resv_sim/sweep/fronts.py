@@ -15,7 +15,7 @@ from resv_sim.sweep.config import Constraint
 Direction = Literal["minimize", "maximize"]
 # What is better, for every column that figures and fronts speak of.
 MORE_IS_BETTER = frozenset(
-    ("fps", "speedup", "energy_gain", "attention_mass_kept", "topk_overlap", "tokens_per_cluster")
+    ("accuracy", "fps", "speedup", "energy_gain", "attention_mass_kept", "topk_overlap", "tokens_per_cluster")
 )
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from resv_sim.errors import ConfigError
-from resv_sim.memo import cache_directory
+from resv_sim.memo import Memo, cache_directory
 from resv_sim.sweep.cluster import connected, models_fingerprint
 from resv_sim.sweep.config import Measure
 from resv_sim.sweep.evaluate import Evaluated
@@ -45,7 +45,7 @@ class _Job:
     def __init__(self, sweep: Sweep, store: SweepStore, jobs: int, scheduler: str | None, use_cache: bool) -> None:
         self._sweep, self._store, self._jobs, self._scheduler = sweep, store, jobs, scheduler
         self._own_memo = None if use_cache else store.folder / ".memo"
-        self._memo = str(self._own_memo or cache_directory())
+        self._memo = Memo(self._own_memo or cache_directory())
         self._client: Any = None
 
     def run(self) -> None:
@@ -56,6 +56,7 @@ class _Job:
                 self._progress = SweepProgress(self._total, len(self._store.finished))
                 for batch in self._populations():
                     self._batch(batch, stack)
+                self._total = len(self._store.finished)  # less than the budget where nothing new was left
             else:
                 batch = points(config)
                 self._total = len(batch)

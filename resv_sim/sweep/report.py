@@ -77,8 +77,7 @@ def _summary(sweep: Sweep, records: Sequence[Mapping[str, Any]]) -> Iterator[str
     for column in dict.fromkeys([*(config.search.objectives if config.search else ()), *config.figures[:2]]):
         yield from _best(column, kept, list(config.axes))
     if config.search is not None:
-        different = {tuple(row[axis] for axis in config.axes): row for row in reversed(rows)}
-        numbers = best(config, {row["point"]: row for row in reversed(different.values())})
+        numbers = best(config, {row["point"]: row for row in rows})
         yield f"Pareto front of {', '.join(config.search.objectives)}: points {', '.join(map(str, numbers)) or 'none'}."
         return  # a search does not visit its axes evenly
     for column in config.figures[:2]:

@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from resv_sim.config import Experiment
-from resv_sim.sweep.evaluate import Evaluated, algorithm_key, evaluate, prepare, stream_key, used_policies
+from resv_sim.memo import Memo
+from resv_sim.sweep.evaluate import (
+    Evaluated,
+    algorithm_key,
+    evaluate,
+    prepare,
+    prepare_accuracy,
+    stream_key,
+    used_policies,
+)
 from resv_sim.sweep.space import SweepPoint
 
 Task = tuple[SweepPoint, Experiment]
@@ -31,7 +40,7 @@ class _Chunk:
         return self.settings[0][0][1]
 
 
-def run_points(client: Any, tasks: Sequence[Task], memo_folder: str, done: Done) -> None:
+def run_points(client: Any, tasks: Sequence[Task], memo: Memo, done: Done) -> None:
     """Evaluate every task on the client's workers; `done` is called here, once per point, as they finish.
 
     A point whose worker dies again and again is done with an error.
@@ -40,7 +49,7 @@ def run_points(client: Any, tasks: Sequence[Task], memo_folder: str, done: Done)
 
     waiting: dict[Any, tuple[Task, ...]] = {}
     for number, chunk in enumerate(_chunks(tasks)):
-        waiting.update(_submit(client, chunk, memo_folder, -number))
+        waiting.update(_submit(client, chunk, memo, -number))
     finished = as_completed(list(waiting))
     for future in finished:
         mine = waiting.pop(future)
@@ -49,7 +58,7 @@ def run_points(client: Any, tasks: Sequence[Task], memo_folder: str, done: Done)
                 done(point, result)
         elif len(mine) > 1 or future.status == "cancelled":
             for task in mine:
-                alone = client.submit(evaluate, memo_folder, _sent((task,)), pure=False)
+                alone = client.submit(evaluate, memo, _sent((task,)), pure=False)
                 waiting[alone] = (task,)
                 finished.add(alone)
         else:
@@ -69,18 +78,28 @@ def _chunks(tasks: Sequence[Task]) -> Iterator[_Chunk]:
             yield _Chunk(tuple(groups[first : first + SETTINGS_PER_CHUNK]))
 
 
-def _submit(client: Any, chunk: _Chunk, memo_folder: str, priority: int) -> dict[Any, tuple[Task, ...]]:
+def _submit(client: Any, chunk: _Chunk, memo: Memo, priority: int) -> dict[Any, tuple[Task, ...]]:
     """Futures of the chunk's points, by future. Earlier chunks go first."""
     policies = {p.model_dump_json(): p for group in chunk.settings for p in used_policies(group[0][1])}
     layers = [
-        client.submit(prepare, memo_folder, chunk.first, list(policies.values()), i, pure=False, priority=priority)
+        client.submit(prepare, memo, chunk.first, list(policies.values()), i, pure=False, priority=priority)
         for i in range(chunk.first.model.n_layers)
+    ]
+    exams = {
+        (a.model_dump_json(), policy.model_dump_json()): (experiment, policy)
+        for experiment in (group[0][1] for group in chunk.settings)
+        if (a := experiment.accuracy) is not None
+        for policy in used_policies(experiment)
+    }
+    layers += [
+        client.submit(prepare_accuracy, memo, experiment, policy, pure=False, priority=priority)
+        for experiment, policy in exams.values()
     ]
     out = {}
     for group in chunk.settings:
         for first in range(0, len(group), POINTS_PER_TASK):
             mine = group[first : first + POINTS_PER_TASK]
-            future = client.submit(evaluate, memo_folder, _sent(mine), after=layers, pure=False, priority=priority)
+            future = client.submit(evaluate, memo, _sent(mine), after=layers, pure=False, priority=priority)
             out[future] = mine
     return out
 

@@ -198,8 +198,8 @@ function drawStar(svg, x, y) {
   });
   el("polygon", { points: corners.join(" "), fill: "#D55E00", stroke: "#000", "pointer-events": "none" }, svg);
   const anchor = x > 200 ? "end" : "start";
-  el("text", { x: x + (x > 200 ? -14 : 14), y: y - 8, "text-anchor": anchor, "font-size": 12, "font-weight": 600 }, svg,
-    "V-Rex as published");
+  el("text", { x: x + (x > 200 ? -14 : 14), y: y - 8, "text-anchor": anchor, "font-size": 12, "font-weight": 600,
+    "paint-order": "stroke", stroke: "#fff", "stroke-width": 3 }, svg, "V-Rex as published");
 }
 
 function showTip(point, x, y, width) {
