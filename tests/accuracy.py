@@ -1,0 +1,17 @@
+"""A tiny untrained model and short exams for tests of the accuracy benchmark."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from resv.mini.model import MiniConfig
+from resv_sim.accuracy.config import AccuracyConfig
+
+TINY = MiniConfig(
+    n_layers=2, hidden=32, n_query_heads=2, n_kv_heads=1, head_dim=16, ffn=48, patch_hidden=24, max_positions=1600
+)
+
+
+def exam_config(**changes: Any) -> AccuracyConfig:
+    """Three streams of 20 frames, asked at two moments; `changes` are fields."""
+    return AccuracyConfig.model_validate({"n_streams": 3, "n_frames": 20, "moments": 2} | changes)
