@@ -6,7 +6,7 @@ CONFIG ?= orin_vs_dre.yaml
 OUT ?= results/$(basename $(notdir $(CONFIG)))
 CODE := resv dre_sim energy_models resv_sim scripts tests
 
-.PHONY: run test check bench golden docs format clean
+.PHONY: run test check bench golden docs images format clean
 
 $(VENV)/.run: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -37,8 +37,15 @@ bench: $(VENV)/.run  ## speed and memory, each beside its mark
 golden: $(VENV)/.dev  ## rewrite the golden breakdowns; look at the diff
 	$(BIN)/python -m pytest tests/test_golden.py --update-golden
 
-docs: $(VENV)/.run  ## regenerate the hardware section of docs/validation.md
+docs: $(VENV)/.run  ## regenerate docs/validation.md, its section on the trace aside
 	$(BIN)/resv-sim validate all --markdown docs/validation.md
+	$(BIN)/resv-sim reproduce all --markdown docs/validation.md
+
+images: $(VENV)/.run  ## regenerate the README's pictures and print its table
+	$(BIN)/resv-sim --config orin_vs_dre.yaml --out results/orin_vs_dre
+	$(BIN)/resv-sim --config policies_compared.yaml --out results/policies_compared
+	cp results/orin_vs_dre/figures/latency.png results/policies_compared/figures/fidelity_decode.png docs/images/
+	$(BIN)/python scripts/readme_table.py results/orin_vs_dre
 
 format: $(VENV)/.dev
 	$(BIN)/ruff format $(CODE)

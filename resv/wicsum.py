@@ -145,9 +145,19 @@ def bucketed(scores: Array, token_counts: Array, config: WicsumConfig) -> tuple[
     scores : (R, K), rounded to bf16;  token_counts : (K,).  Returns the mask (R, K) bool and what it took.
     `exit: group` ends within a bucket; `exit: none` selects what `bucket` does but scans every bucket.
     """
+    rows, counts = _checked(scores, token_counts)
+    mask, visited, elements = _scan(rows, counts, config)
+    _, prefix, no_mass = _prefixes(rows, counts, config.ratio)
+    selected = mask.sum(axis=1, dtype=np.int32)
+    return like(mask, scores), WicsumStats(visited, elements, selected, prefix, no_mass)
+
+
+def _scan(
+    rows: NDArray[np.float32], counts: NDArray[np.int64], config: WicsumConfig
+) -> tuple[NDArray[np.bool_], Int32, Int32]:
+    """Mask (R, K), and per row the buckets and elements visited."""
     from resv._wicsum_kernels import scan_buckets
 
-    rows, counts = _checked(scores, token_counts)
     rule = Rule(
         ratio=config.ratio,
         buckets=config.buckets,
@@ -163,9 +173,14 @@ def bucketed(scores: Array, token_counts: Array, config: WicsumConfig) -> tuple[
     visited, elements = np.zeros(len(rows), dtype=np.int32), np.zeros(len(rows), dtype=np.int32)
     if rows.size:
         scan_buckets(rows, counts, rule, mask, visited, elements)
-    _, prefix, no_mass = _prefixes(rows, counts, config.ratio)
-    selected = mask.sum(axis=1, dtype=np.int32)
-    return like(mask, scores), WicsumStats(visited, elements, selected, prefix, no_mass)
+    return mask, visited, elements
+
+
+def chosen(scores: Array, token_counts: Array, config: WicsumConfig) -> NDArray[np.bool_]:
+    """(K,): clusters that `threshold` selects in some row, without what it took."""
+    rows, counts = _checked(scores, token_counts)
+    masks = _scan(rows, counts, config) if config.selector == "bucketed" else _exact_mask(rows, counts, config.ratio)
+    return np.asarray(np.any(masks[0], axis=0))
 
 
 def threshold(scores: Array, token_counts: Array, config: WicsumConfig) -> tuple[Array, WicsumStats]:

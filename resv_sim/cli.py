@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -65,7 +65,11 @@ def main(
             from resv_sim.config import load_tree
 
             tree, source = load_tree(config, settings)
-            if tree.child("sweep") is not None:
+            if tree.child("benchmark") is not None:
+                from resv_sim.accuracy import command
+
+                command.run(config, (), settings, out, jobs, use_cache=not no_cache)
+            elif tree.child("sweep") is not None:
                 run_sweep(tree, source, out, jobs, scheduler, resume=resume, use_cache=not no_cache)
             elif scheduler is not None or resume:
                 raise ValueError(
@@ -94,7 +98,39 @@ def list_bundled(debug: bool, what: str | None) -> None:
 
 @main.group()
 def trace() -> None:
-    """Look at a recorded trace file."""
+    """Record what a model's attention saw of a video; look at recorded traces."""
+
+
+@trace.command()
+@click.option(
+    "--model", required=True, metavar="NAME", help="A folder, an id of the hub, tiny-llava and the like, mini."
+)
+@click.option("--video", type=click.Path(path_type=Path), metavar="FILE", help="A video.  [default: a rendered one]")
+@click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The trace file, .safetensors.")
+@click.option("--policy", default="full", show_default=True, metavar="NAME_OR_PATH", help="Bundled, or a YAML file.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override one field of the policy.")
+@click.option("--fps", type=click.FloatRange(min=0, min_open=True), default=2.0, show_default=True, help="Frames/s.")
+@click.option("--frames", "n_frames", type=click.IntRange(min=1), help="Stop after this many.  [default: all]")
+@click.option("--ask", "asks", metavar="'SECONDS: QUESTION'", multiple=True, help="Ask in time; may repeat.")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=20, show_default=True, help="Of an answer.")
+@click.option("--probe-every", type=click.IntRange(min=1), default=1, show_default=True, help="Frames between probes.")
+@click.option("--values/--no-values", default=True, show_default=True, help="Keep values, for output errors.")
+@click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(("float32", "bfloat16", "float16")), default="float32", show_default=True)
+@click.pass_obj
+def record(debug: bool, /, **fields: Any) -> None:
+    """Record a stream inside a model.
+
+    \b
+    resv-sim trace record --model tiny-llava --video clip.mp4 -o trace.safetensors
+    resv-sim --config quick.yaml --set trace.recorded=trace.safetensors --set model=trace.safetensors
+    """
+    with explained(debug):
+        from resv_sim.record import RecordJob, run_record
+
+        if fields["video"] is None and fields["n_frames"] is None:
+            raise ValueError("the rendered video never ends: say how many --frames, or give a --video")
+        run_record(RecordJob(**fields), click.echo)
 
 
 @trace.command()
@@ -153,16 +189,76 @@ def validate(debug: bool, model: str, as_json: bool, data: Path | None, jobs: in
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON and nothing else.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: results/reproduce]")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Parallel workers.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="File whose section on the paper is rewritten.")
 @click.option("--no-cache", is_flag=True, help="Compute every stage anew.")
 @click.pass_obj
 def reproduce(
-    debug: bool, figures: tuple[str, ...], as_json: bool, out: Path | None, jobs: int, no_cache: bool
+    debug: bool,
+    figures: tuple[str, ...],
+    as_json: bool,
+    out: Path | None,
+    jobs: int,
+    markdown: Path | None,
+    no_cache: bool,
 ) -> None:
     """Reproduce figures and tables of the V-Rex paper: fig13, table3, ..., all."""
     with explained(debug):
         from resv_sim.reproduce import command
 
-        command.run(figures, out, jobs, use_cache=not no_cache, as_json=as_json)
+        command.run(figures, out, jobs, markdown, use_cache=not no_cache, as_json=as_json)
+
+
+@main.command()
+@click.option("--config", default="accuracy", show_default=True, metavar="NAME_OR_PATH", help="A benchmark's file.")
+@click.option("--policy", "policies", metavar="P", multiple=True, help="Label, bundled policy or file; may repeat.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override one value; may repeat.")
+@click.option("--frames", type=int, help="Frames of a stream.")
+@click.option("--streams", type=int, help="Streams.")
+@click.option("--level", metavar="LEVEL", help="easy, medium or hard.")
+@click.option("--seed", type=int, help="Seed of the first stream.")
+@click.option("--stages", metavar="S,...", help="both, frame, text: where policies retrieve; several with commas.")
+@click.option("--weights", metavar="FILE", help="Other weights than the program's.")
+@click.option("--studies", is_flag=True, help="Further stream lengths, and effects of single fields.")
+@click.option("--markdown", type=click.Path(path_type=Path), metavar="FILE", help="Rewrite the section of FILE.")
+@click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: results/<name>]")
+@click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Parallel workers.")
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON and nothing else.")
+@click.option("--no-cache", is_flag=True, help="Compute everything anew.")
+@click.pass_obj
+def accuracy(
+    debug: bool,
+    /,
+    config: str,
+    policies: tuple[str, ...],
+    settings: tuple[str, ...],
+    out: Path | None,
+    jobs: int,
+    studies: bool,
+    markdown: Path | None,
+    as_json: bool,
+    no_cache: bool,
+    **fields: Any,
+) -> None:
+    """Measure how accurate a trained model answers under each policy.
+
+    \b
+    resv-sim accuracy --policy resv --policy topk --frames 100 --streams 16
+    """
+    with explained(debug):
+        from resv_sim.accuracy import command
+
+        given = (*settings, *command.as_settings(**fields))
+        command.run(
+            config,
+            policies,
+            given,
+            out,
+            jobs,
+            markdown=markdown,
+            studies=studies,
+            use_cache=not no_cache,
+            as_json=as_json,
+        )
 
 
 @main.command()
@@ -179,6 +275,64 @@ def explain(debug: bool, results: Path, point: str, other: str | None) -> None:
         from resv_sim.sweep.explain import explanation
 
         click.echo(explanation(results, point, other))
+
+
+@main.command()
+@click.option("--clear", is_flag=True, help="Remove everything that is remembered.")
+@click.option("--limit", "limit_gb", type=click.FloatRange(min=0), metavar="GB", help="Make it at most this large now.")
+@click.pass_obj
+def cache(debug: bool, clear: bool, limit_gb: float | None) -> None:
+    """Show, shrink or empty the folder of remembered stages.
+
+    It is $RESV_SIM_CACHE, and runs keep it within $RESV_SIM_CACHE_GB (4): what was used least recently goes.
+    """
+    with explained(debug):
+        from resv_sim.memo import Memo, cache_directory
+
+        memo = Memo(cache_directory())
+        if clear or limit_gb is not None:
+            memo.trim(0 if clear or limit_gb is None else int(limit_gb * 1e9))
+        click.echo(f"{memo.directory}: {memo.size_bytes() / 1e9:.2f} GB, limit {memo.limit_bytes / 1e9:g} GB")
+
+
+@main.command()
+@click.option("--model", required=True, metavar="NAME", help="A folder, an id of the hub, or tiny-llava and the like.")
+@click.option("--video", type=click.Path(path_type=Path), metavar="FILE", help="A video.  [default: a rendered one]")
+@click.option("--ask", "asks", metavar="'SECONDS: QUESTION'", multiple=True, help="Ask in time; may repeat.")
+@click.option("--policy", default="rekv", show_default=True, metavar="NAME_OR_PATH", help="Bundled, or a YAML file.")
+@click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override one field of the policy.")
+@click.option("--fps", type=click.FloatRange(min=0, min_open=True), default=0.5, show_default=True, help="Frames/s.")
+@click.option("--frames", type=click.IntRange(min=1), help="Stop after this many.  [default: the file's end]")
+@click.option("--tier", type=click.Path(path_type=Path), metavar="DIR", help="Disk tier that stays; go on with it.")
+@click.option("--analyse", "role", flag_value="analyse", help="Only take frames into --tier.")
+@click.option("--answer", "role", flag_value="answer", help="Only answer, from what another process has in --tier.")
+@click.option("--limit", "limits", metavar="KEY=VALUE", multiple=True, help="Tiers: device_bytes, host_bytes, ...")
+@click.option("--max-new-tokens", type=click.IntRange(min=1), default=100, show_default=True, help="Of an answer.")
+@click.option(
+    "--dialogue",
+    type=click.Choice(("policy", "kept", "dropped")),
+    default="policy",
+    show_default=True,
+    help="What the cache keeps of questions and answers.",
+)
+@click.option("--resize", is_flag=True, help="Take a video whose frames change their size.")
+@click.option("--device", type=click.Choice(("cpu", "cuda")), default="cpu", show_default=True)
+@click.option("--dtype", type=click.Choice(("float32", "bfloat16", "float16")), default="float32", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print events as lines of JSON.")
+@click.pass_obj
+def stream(debug: bool, /, role: Any, video: Path | None, frames: int | None, as_json: bool, **fields: Any) -> None:
+    """Ask about a video while it comes in.
+
+    \b
+    resv-sim stream --model tiny-llava --video clip.mp4 --ask "10.0: what is on the table?"
+    """
+    with explained(debug):
+        from resv_sim.stream import StreamJob, run_stream
+
+        if video is None and frames is None and role != "answer":
+            raise ValueError("the rendered video never ends: say how many --frames, or give a --video")
+        job = StreamJob(video=video, n_frames=frames, role=role or "both", **fields)
+        run_stream(job, click.echo, lambda line: click.echo(line, err=True), as_json=as_json)
 
 
 @contextmanager

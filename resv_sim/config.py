@@ -22,6 +22,7 @@ from resv.trace import ModelShape, StepKind
 from resv.video import VideoConfig
 from resv.workload_plan import ProbeWorkload, SessionWorkload, Workload
 from resv_sim import library
+from resv_sim.accuracy.config import AccuracyConfig
 from resv_sim.errors import ConfigError, hint
 from resv_sim.validation import ByKind, validated
 from resv_sim.yaml_source import Node, read_yaml, shown, write_yaml
@@ -115,6 +116,9 @@ class Experiment(_Section):
     runs: tuple[RunConfig, ...] = Field(min_length=1)
     baseline: RunConfig
     fidelity: FidelityConfig = FidelityConfig()
+    accuracy: AccuracyConfig | None = Field(
+        default=None, description="how accuracy is measured, on the embedded model; none: it is not"
+    )
     report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
@@ -134,7 +138,8 @@ class Experiment(_Section):
 
     def plain(self) -> dict[str, Any]:
         """The experiment as plain data, every default filled in; loads back to the same experiment."""
-        return self.model_dump(mode="json")
+        without = {"accuracy"} if self.accuracy is None else set()
+        return self.model_dump(mode="json", exclude=without)
 
     def config_hash(self) -> str:
         """16 hex digits over everything that decides the results."""
@@ -154,11 +159,11 @@ def load_experiment(name_or_path: str, settings: Sequence[str] = ()) -> tuple[Ex
     """The experiment and the file it came from. Raises `ConfigError`.
 
     `settings` are `a.b=value` overrides, applied in order before anything is validated. Of a sweep's file it
-    is the experiment that the sweep varies.
+    is the experiment that the sweep varies, of a benchmark's the one whose policies are compared.
     """
     tree, source = load_tree(name_or_path, settings)
-    without_sweep = {key: child for key, child in tree.value.items() if key != "sweep"}
-    return experiment_of(Node(without_sweep, tree.origin)), source
+    alone = {key: child for key, child in tree.value.items() if key not in ("sweep", "benchmark")}
+    return experiment_of(Node(alone, tree.origin)), source
 
 
 def load_tree(name_or_path: str, settings: Sequence[str] = ()) -> tuple[Node, str]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from resv.attention import FullHead, fidelity_to, full_heads, restored_fidelity
 from resv.hashing import cosine_hamming_correlation
-from resv.policies import run_layer
+from resv.policies import run_layers
 from resv.policies.base import Policy
 from resv.policies.resv import ReSV
 from resv.selection import Fidelity, LayerSelection
@@ -75,7 +75,7 @@ def correlation_statistics(trace: KVTrace, experiment: Experiment, memo: Memo) -
 def _computed(
     trace: KVTrace, policies: Mapping[str, Policy], arrays: LayerTrace, topk: int | None
 ) -> dict[str, LayerOutcome]:
-    chosen = {label: run_layer(policy, trace, arrays) for label, policy in policies.items()}
+    chosen = dict(zip(policies, run_layers(list(policies.values()), trace, arrays), strict=True))
     if topk is None:
         return {label: LayerOutcome(selections, ()) for label, selections in chosen.items()}
     restored = [_read_back(trace, arrays, policies[label]) for label in chosen]

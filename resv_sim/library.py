@@ -10,10 +10,15 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
+from resv.model_config import CONFIG_FILE, ModelConfigError, read_model_shape
+from resv.trace_file import RecordedTrace, TraceError
 from resv_sim.errors import ConfigError, hint
 from resv_sim.yaml_source import KeyPath, Node, kind_of, read_value, read_yaml, shown
 
 FAMILIES = ("models", "policies", "platforms", "memory", "link", "ssd", "energy")
+
+# Files that say a model's shape and are no configuration of ours: a checkpoint's JSON, a recorded trace.
+MODEL_FILES = (".json", ".safetensors")
 
 # Files beside the experiments that are none: what was fitted, and what is not known well (`reproduce`).
 BESIDE_EXPERIMENTS = {"calibration", "uncertainty"}
@@ -46,8 +51,15 @@ def bundled(family: str = "") -> list[str]:
 
 
 def find(name: str, family: str = "", origin: str = "") -> Path:
-    """The file meant by `name`: an existing path, else a bundled one. Raises `ConfigError`."""
+    """The file meant by `name`: an existing path, else a bundled one. Raises `ConfigError`.
+
+    Of the models it may also be a Hugging Face `config.json`, a folder that holds one, or a recorded trace.
+    """
     given = Path(name)
+    if family == "models" and (given / CONFIG_FILE).is_file():
+        return given / CONFIG_FILE
+    if family == "models" and given.suffix in MODEL_FILES and given.is_file():
+        return given
     if given.suffix in {".yaml", ".yml"} and given.is_file():
         return given
     stem = name[: -len(given.suffix)] if given.suffix in {".yaml", ".yml"} else name
@@ -56,8 +68,9 @@ def find(name: str, family: str = "", origin: str = "") -> Path:
         return bundled_root() / family / f"{stem}.yaml"
     where = f"{origin}: " if origin else ""
     what = f"in the family '{family}'" if family else "among the bundled experiments"
+    file = f".yaml file, {CONFIG_FILE}, folder with one or recorded trace" if family == "models" else ".yaml file"
     raise ConfigError(
-        f"{where}no configuration '{name}': it is not an existing .yaml file and not {what} "
+        f"{where}no configuration '{name}': it is not an existing {file} and not {what} "
         f"({', '.join(known) or 'none'}).{hint(stem, known)}"
     )
 
@@ -66,7 +79,7 @@ def resolved(name_or_path: str, family: str) -> Node:
     """One file of a family with its references followed; the name of a price table stays a name."""
     path = find(name_or_path, family)
     root = next(pattern for pattern, known in REFERENCES.items() if known == family)
-    return expand(read_yaml(path), [known for known in FAMILIES if known != "energy" or family == "energy"], root)
+    return expand(_read(path), [known for known in FAMILIES if known != "energy" or family == "energy"], root)
 
 
 def family_at(path: KeyPath) -> str | None:
@@ -100,9 +113,29 @@ def follow(node: Node, path: KeyPath, family: str, open_files: tuple[Path, ...] 
     if file in open_files:
         chain = " -> ".join(shown(f) for f in (*open_files, file))
         raise ConfigError(f"{base.origin}: {dotted(path)} refers back to itself: {chain}.")
-    below = follow(read_yaml(file), path, family, (*open_files, file))
+    below = follow(_read(file), path, family, (*open_files, file))
     rest = Node({key: child for key, child in overlay.value.items() if key != "base"}, overlay.origin)
     return overlaid(below, rest, path)
+
+
+def _read(file: Path) -> Node:
+    """The tree of a configuration, or of the model that a checkpoint's JSON or a trace describes."""
+    if file.suffix not in MODEL_FILES:
+        return read_yaml(file)
+    try:
+        shape = read_model_shape(file) if file.suffix == ".json" else RecordedTrace(file).shape
+    except (ModelConfigError, TraceError) as error:
+        raise ConfigError(f"{error}.") from error
+    return _all_from(shape.model_dump(mode="json"), shown(file))
+
+
+def _all_from(value: object, origin: str) -> Node:
+    """Plain data as a tree, every value written at `origin`."""
+    if isinstance(value, dict):
+        return Node({key: _all_from(child, origin) for key, child in value.items()}, origin)
+    if isinstance(value, list):
+        return Node([_all_from(child, origin) for child in value], origin)
+    return Node(value, origin)
 
 
 def _as_overlay(node: Node) -> Node:

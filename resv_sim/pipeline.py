@@ -20,6 +20,7 @@ from energy_models.chip import area
 from energy_models.pricing import price
 from energy_models.scaling import UnitParameters, unit_powers_w
 from resv.policies.base import Policy
+from resv.policies.resv import ReSV
 from resv.selection import Selection
 from resv.trace import KVTrace, Step
 from resv_sim import reporting
@@ -58,6 +59,7 @@ def run_with_points(
     check_offload_capacity(experiment, streams.traces)
     layers = _layers(experiment, streams.traces, memo, progress, jobs)
     points, notes = _points(experiment, streams.traces, layers, progress)
+    points = with_accuracy(points, experiment, memo)
     return _result(experiment, streams, layers, points, [*streams.notes, *notes], memo), tuple(points)
 
 
@@ -233,6 +235,15 @@ def with_gains(points: Sequence[Point], baseline: str) -> list[Point]:
     return out
 
 
+def with_accuracy(points: list[Point], experiment: Experiment, memo: Memo) -> list[Point]:
+    """Accuracy of each point's policy, where the experiment asks for it."""
+    if experiment.accuracy is None:
+        return points
+    from resv_sim.accuracy import measured
+
+    return measured.with_accuracy(points, experiment, memo)
+
+
 def check_offload_capacity(experiment: Experiment, traces: Sequence[KVTrace]) -> None:
     """Raise ValueError where an offload tier is too small for the longest cache."""
     longest = max(step.first_token + step.n_tokens for step in traces[0].probes)
@@ -261,7 +272,9 @@ def _result(
     ratios = _ratios(experiment, streams.traces, layers)
     statistics = {
         **streams.statistics,
-        **reporting.ratio_statistics(ratios),
+        **reporting.ratio_statistics(
+            {k: v for k, v in ratios.items() if isinstance(experiment.policies[k.policy], ReSV)}
+        ),
         **_table_statistics(experiment, streams.traces, layers),
         **correlation_statistics(streams.traces[0], experiment, memo),
     }
@@ -276,7 +289,7 @@ def _result(
         dre_power=_core_power(experiment),
         trace_statistics=statistics,
         assumptions=tuple(reporting.assumptions(experiment)),
-        notes=(*notes, *reporting.resident_notes(experiment, points)),
+        notes=(*notes, *reporting.training_warnings(experiment), *reporting.resident_notes(experiment, points)),
         sensitivity=tuple(reporting.sensitivity_rows(experiment, points, parameters)),
         published=tuple(compare(rows, (baseline.platform, baseline.policy), statistics)),
     )

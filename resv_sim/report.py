@@ -31,10 +31,13 @@ HEADLINE = (
     ("energy_gain", "energy gain", "x"),
     ("power_w", "power", "W"),
     ("retrieval_ratio", "retrieved", "%"),
+    ("attention_mass_kept", "mass kept", "%"),
+    ("link_bytes", "link", "MB"),
     ("prediction_s", "prediction", "ms"),
     ("exposed_fetch_s", "exposed fetch", "ms"),
 )
-SCALE = {"%": 100, "ms": 1000}
+SCALE = {"%": 100, "ms": 1000, "MB": 1e-6}
+LONGEST_RUN = 23  # characters that a terminal of 80 columns has for a run
 TERMINAL = ("run", "cache", "stage", "latency", "speedup", "energy", "energy gain", "retrieved")
 
 
@@ -159,7 +162,8 @@ def terminal_table(rows: Sequence[ResultRow], experiment: Experiment) -> RichTab
         justify: Literal["left", "right"] = "right" if unit else "left"
         table.add_column(words.replace(" ", "\n", 1), justify=justify, no_wrap=True)
     for row in rows:
-        table.add_row(*(_cell(getattr(row, name), unit) for name, _, unit in columns))
+        run, *cells = (_cell(getattr(row, name), unit) for name, _, unit in columns)
+        table.add_row(run if len(run) <= LONGEST_RUN else run.replace("+", "\n+"), *cells)
     return table
 
 

@@ -32,7 +32,7 @@ def shown_timelines(points: Sequence[Point]) -> dict[str, Timeline]:
 
 
 def ratio_statistics(ratios: Mapping[RatioKey, NDArray[np.float64]]) -> dict[str, object]:
-    """Spread of the retrieval ratio over layers in the frame stage at the shortest cache (Fig. 20)."""
+    """Spread of ReSV's retrieval ratio over layers in the frame stage at the shortest cache (Fig. 20)."""
     frames = {key: values for key, values in ratios.items() if key.stage == "frame" and np.any(values)}
     if not frames:
         return {}
@@ -65,14 +65,31 @@ def assumptions(experiment: Experiment) -> Iterator[str]:
 
 
 def resident_notes(experiment: Experiment, points: Sequence[Point]) -> Iterator[str]:
-    """Says where a policy had nothing to choose from, which otherwise is an empty cell."""
+    """Says where policies had nothing to choose from, which otherwise is an empty cell."""
+    alike: dict[tuple[tuple[int, ...], int | None], list[str]] = {}
     for label in dict.fromkeys(p.row.policy for p in points if p.row.retrieval_ratio is None):
-        lengths = {p.row.kv_len_tokens for p in points if p.row.policy == label and p.row.retrieval_ratio is None}
+        empty = {p.row.kv_len_tokens for p in points if p.row.policy == label and p.row.retrieval_ratio is None}
+        alike.setdefault((tuple(sorted(empty)), experiment.policies[label].recent_bytes), []).append(label)
+    for (lengths, device_bytes), labels in alike.items():
+        who = f"Policy {labels[0]} retrieves" if len(labels) == 1 else f"Policies {', '.join(labels)} retrieve"
         yield (
-            f"Policy {label} retrieves nothing at {', '.join(map(str, sorted(lengths)))} tokens: the whole cache is on "
-            f"the device ({experiment.policies[label].recent_bytes} bytes) and exempt. Lower "
-            f"policies.{label}.recent_bytes, or run coin_session.yaml, where every cached token competes, for ratios."
+            f"{who} nothing at {', '.join(map(str, lengths))} tokens: the whole cache is on the device "
+            f"({device_bytes} bytes) and exempt. Lower policies.{labels[0]}.recent_bytes, or run coin_session.yaml, "
+            "where every cached token competes, for ratios."
         )
+
+
+def training_warnings(experiment: Experiment) -> Iterator[str]:
+    """Says which policies ran without the training or calibration that they were made with."""
+    labels = [label for label in dict.fromkeys(r.policy for r in experiment.runs) if experiment.policies[label].trained]
+    if not labels:
+        return
+    stream = "keys and queries are synthetic" if experiment.trace.recorded is None else "nothing says that this one was"
+    needs = "needs" if len(labels) == 1 else "need"
+    yield (
+        f"Warning: {', '.join(labels)} {needs} a model trained or calibrated for it, and {stream}: latency, energy and "
+        "bytes hold, what is kept of the attention is no measure of the policy."
+    )
 
 
 def sensitivity_rows(

@@ -58,6 +58,8 @@ class ResultRow:
     wtu_cycles: int | None = None
     elements_visited_share: float | None = None
     overshoot: float | None = None
+    accuracy: float | None = None
+    accuracy_drop: float | None = None
     energy_compute_j: float = 0.0
     energy_dram_j: float = 0.0
     energy_link_j: float = 0.0

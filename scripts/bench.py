@@ -242,7 +242,7 @@ def resumed_seconds(out: str) -> float:
 def hardware_point_seconds(repeat: int) -> float:
     """One more point of a worker that had another of the same algorithm setting, every unit of the DRE changed."""
     from resv_sim.config import load_tree
-    from resv_sim.memo import cache_directory
+    from resv_sim.memo import Memo, cache_directory
     from resv_sim.sweep.evaluate import evaluate
     from resv_sim.sweep.space import points, sweep_of
 
@@ -252,15 +252,15 @@ def hardware_point_seconds(repeat: int) -> float:
     )
     sizes = sweep_of(tree, source)
     chosen = [(p.index, sizes.experiment(p)) for p in points(sizes.config)[:: 240 // (repeat + 1)]]
-    evaluate(str(cache_directory()), chosen[:1])
-    return statistics.median(
-        wall(lambda point=point: evaluate(str(cache_directory()), [point])) for point in chosen[1:]
-    )
+    memo = Memo(cache_directory())
+    evaluate(memo, chosen[:1])
+    return statistics.median(wall(lambda point=point: evaluate(memo, [point])) for point in chosen[1:])
 
 
 def sweep_points_per_s(jobs: int) -> float:
     """Points of different algorithm settings per second on `jobs` warm workers, functional stage included."""
     from resv_sim.config import load_tree
+    from resv_sim.memo import Memo
     from resv_sim.sweep.cluster import connected
     from resv_sim.sweep.evaluate import evaluate
     from resv_sim.sweep.runner import run_points
@@ -268,7 +268,8 @@ def sweep_points_per_s(jobs: int) -> float:
 
     edges = sweep_of(*load_tree("sweep_edges.yaml"))
     tasks = [(p, edges.experiment(p)) for p in points(edges.config)]
-    with tempfile.TemporaryDirectory() as memo, connected(jobs, None) as client:
+    with tempfile.TemporaryDirectory() as folder, connected(jobs, None) as client:
+        memo = Memo(Path(folder))
         first = [(0, tasks[0][1])]
         workers = list(client.scheduler_info(n_workers=-1)["workers"])
         client.gather([client.submit(evaluate, memo, first, workers=[worker], pure=False) for worker in workers])

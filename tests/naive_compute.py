@@ -169,7 +169,8 @@ def gpu_gemm_ps(config: GpuConfig, g: Gemm) -> float:
     unpack = 0 if bits >= 16 else (2 if bits <= 4 else 1)
     sm_flops = config.peak_flops["fp16"] * config.gemm_share / config.sms
     found = [(g.flops + 2 * unpack * g.k * g.n) / config.fp32_flops]
-    for (rows, columns), split in itertools.product(TILES, SPLIT_K):
+    awq = (16, 128) if g.m <= 64 else (32, 128) if g.m <= 128 else (64, 128)
+    for (rows, columns), split in itertools.product([awq] if bits <= 4 else TILES, SPLIT_K):
         mac_s = 2 * rows * columns / sm_flops
         load_s = 2 * (rows + columns) / (config.l2_bytes_per_s / config.sms)
         unpack_s = columns * unpack / (config.fp32_flops / 2 / config.sms)

@@ -10,7 +10,7 @@ from resv_sim.published import compare
 from resv_sim.results import BreakdownRow, ExperimentResult, RatioKey, ResultRow, SensitivityRow
 
 LENGTHS = (1_000, 5_000, 10_000, 20_000, 40_000)
-RUNS = (("agx_orin", "full"), ("agx_orin", "resv"), ("vrex8", "resv"))
+RUNS = (("agx_orin", "flexgen_stream"), ("agx_orin", "resv"), ("vrex8", "resv"))
 
 
 def sample_rows(lengths: tuple[int, ...] = LENGTHS) -> tuple[ResultRow, ...]:
@@ -24,7 +24,7 @@ def sample_rows(lengths: tuple[int, ...] = LENGTHS) -> tuple[ResultRow, ...]:
 
 def sample_row(platform: str, policy: str, length: int, stage: str) -> ResultRow:
     """Latency and energy grow with the cache; the baseline moves all of it, the others a part."""
-    moved_share = 1.0 if policy == "full" else 0.2
+    moved_share = 1.0 if policy == "flexgen_stream" else 0.2
     base_s, base_w = (0.2, 30.0) if platform == "agx_orin" else (0.1, 20.0)
     baseline_s = 0.2 + length * 4e-5
     latency_s = base_s + length * 4e-5 * moved_share
@@ -46,16 +46,16 @@ def sample_row(platform: str, policy: str, length: int, stage: str) -> ResultRow
         area_mm2=15.12 if platform == "vrex8" else 200.0,
         retrieval_ratio=moved_share,
         attention_mass_kept=0.97,
-        output_rel_error=None if policy == "full" else 0.08,
+        output_rel_error=None if policy == "flexgen_stream" else 0.08,
         dram_bytes=16_000_000_000,
         link_bytes=131_072 * length,
         link_transactions=32 * length,
-        prediction_s=0.0 if policy == "full" else 0.004,
+        prediction_s=0.0 if policy == "flexgen_stream" else 0.004,
         exposed_fetch_s=length * 3e-5 * moved_share,
         n_new_tokens=10 if stage == "frame" else 1,
         bound_s=0.08,
         trace_kind="trace",
-        tokens_per_cluster=None if policy == "full" else 30.5,
+        tokens_per_cluster=None if policy == "flexgen_stream" else 30.5,
         seed=7,
         config_hash="0123456789abcdef",
     )
@@ -109,7 +109,7 @@ def sample_result(lengths: tuple[int, ...] = LENGTHS) -> ExperimentResult:
             for price, slope in (("dram_read_bytes", -0.05), ("link_bytes", 0.02))
             for pj in (20.0, 40.0, 60.0)
         ),
-        published=tuple(compare(rows, ("agx_orin", "full"), {"hc_table_share": 0.0168})),
+        published=tuple(compare(rows, ("agx_orin", "flexgen_stream"), {"hc_table_share": 0.0168})),
     )
 
 

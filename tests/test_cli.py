@@ -77,7 +77,7 @@ def test_help_answers_at_once_and_imports_nothing_heavy() -> None:
 def test_a_run_prints_the_table_and_writes_every_file(pipeline: Any, tmp_path: Path) -> None:
     result = resv_sim("--config", "orin_vs_dre.yaml", "--out", "out")
     assert result.exit_code == 0, result.output
-    assert "agx_orin+full" in result.stdout
+    assert "agx_orin+flexgen_stream" in result.stdout
     assert "Results in out" in result.stdout
     assert "probe 1 of 1" in result.stderr
     assert "orin_vs_dre.yaml" in result.stderr
@@ -200,7 +200,7 @@ def test_a_trace_that_is_not_there_is_refused(trace_file: Path, command: str) ->
          ["policies.resv.wicsum.ratio = 1.5", "less than or equal to 1"]),
         (["--config", "orin_vs_dre", "--set", "policies.resv.wicsum.ratio=0"], ["greater than 0"]),
         (["--config", "orin_vs_dre", "--set", "policies.resv.hamming_threshold=33"], ["hamming_threshold", "33", "32"]),
-        (["--config", "orin_vs_dre", "--set", "baseline.policy=ful"], ["no policy 'ful'", "Did you mean 'full'?"]),
+        (["--config", "orin_vs_dre", "--set", "baseline.policy=rsv"], ["no policy 'rsv'", "Did you mean 'resv'?"]),
         (["--config", "orin_vs_dre", "--set", "runs.2.platform=vrex"], ["no platform 'vrex'", "'vrex8'"]),
         (["--config", "orin_vs_dre", "--set", "platforms.vrex8=vrex9"], ["no configuration 'vrex9'", "'vrex8'"]),
         (["--config", "orin_vs_dre", "--set", "platforms.vrex8.energy.static.x=1"], ["energy.vrex8.static.x"]),

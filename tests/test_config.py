@@ -88,8 +88,9 @@ def test_the_main_experiment_is_the_published_comparison() -> None:
     assert experiment.model.vision is not None
     assert experiment.workload.kv_lengths_tokens == (1000, 5000, 10_000, 20_000, 40_000)
     assert experiment.workload.stages == ("frame", "decode")
-    assert [run.label for run in experiment.runs] == ["agx_orin+full", "agx_orin+resv", "vrex8+resv"]
-    assert experiment.baseline.label == "agx_orin+full"
+    rivals = ["flexgen_stream", "infinigen", "infinigenp", "rekv_vrex", "resv"]
+    assert [run.label for run in experiment.runs] == [*(f"agx_orin+{rival}" for rival in rivals), "vrex8+resv"]
+    assert experiment.baseline.label == "agx_orin+flexgen_stream"
     assert experiment.video.file is None
 
 

@@ -10,8 +10,9 @@ from dre_sim.dre import DisagreementError
 from resv_sim import hardware, pipeline
 from resv_sim.config import Experiment, load_experiment
 from resv_sim.progress import Progress
+from resv_sim.report import summary_markdown
 from resv_sim.results import ExperimentResult
-from resv_sim.writing import csv_text
+from resv_sim.writing import csv_text, result_data
 
 
 def run(settings: Sequence[str] = (), jobs: int = 1, *, use_cache: bool = False) -> ExperimentResult:
@@ -149,3 +150,29 @@ def test_where_everything_is_on_the_device_a_note_says_why_nothing_is_retrieved(
     got = run(["policies.resv.recent_bytes=100000000", "policies.resv.recent=exempt"])
     assert all(r.retrieval_ratio is None for r in got.rows if r.policy == "resv")
     assert any("retrieves nothing at 200, 600 tokens" in note for note in got.notes)
+
+
+def test_policies_with_nothing_to_choose_from_share_a_note() -> None:
+    device = ["policies.{}.recent_bytes=100000000", "policies.{}.recent=exempt"]
+    rivals = ["policies.other=topk", "runs.1.policy=other"]
+    got = run([*rivals, *(setting.format(name) for name in ("resv", "other") for setting in device)])
+    notes = [note for note in got.notes if "nothing at" in note]
+    assert len(notes) == 1
+    assert "Policies other, resv retrieve nothing at 200, 600 tokens" in notes[0]
+
+
+def test_a_policy_that_needs_a_trained_model_leaves_a_warning_in_every_result() -> None:
+    plain = run()
+    assert not any(note.startswith("Warning") for note in plain.notes)
+    settings = ["policies.memory=flash_vstream", "runs.1.policy=memory"]
+    warned = run(settings)
+    (warning,) = [note for note in warned.notes if note.startswith("Warning")]
+    assert "memory needs a model trained or calibrated for it, and keys and queries are synthetic" in warning
+    assert warning in result_data(warned)["notes"]  # type: ignore[operator]
+    assert warning in summary_markdown(warned, experiment(settings), [])
+
+
+def test_the_spread_over_layers_is_resvs_whatever_else_ran(result: ExperimentResult) -> None:
+    got = run(["policies.other=rekv_vrex", "runs.1.policy=other"])
+    for name in ("layer_ratio_min", "layer_ratio_max"):
+        assert got.trace_statistics[name] == result.trace_statistics[name]

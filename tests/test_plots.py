@@ -3,23 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 
 from dre_sim.timeline import Span, Timeline
-from resv_sim.plots import draw_figures, fidelity
+from resv_sim.plots import curves, draw_figures, fidelity, parts
 from resv_sim.plots.gantt import window
-from resv_sim.plots.style import PALETTE, colours, length_name, number
+from resv_sim.plots.labels import label_ends, label_points
+from resv_sim.plots.style import PALETTE, canvas, colours, family, length_name, looks, number
+from resv_sim.plots.tornado import tornado
 from resv_sim.progress import Progress
-from resv_sim.results import ExperimentResult
+from resv_sim.results import ExperimentResult, RatioKey, ResultRow, SensitivityRow
 from tests.sample_results import sample_result, sample_rows, sample_timeline
 
 SMALL: Any = SimpleNamespace(
-    baseline=SimpleNamespace(label="agx_orin+full"), report=SimpleNamespace(figure_dpi=60, timeline_layers=2)
+    baseline=SimpleNamespace(label="agx_orin+flexgen_stream"), report=SimpleNamespace(figure_dpi=60, timeline_layers=2)
 )
 QUIET = Progress(quiet=True)
 
@@ -64,26 +69,119 @@ def test_a_result_with_rows_alone_still_has_its_curves(tmp_path: Path) -> None:
     assert [f.name for f in draw_figures(result, SMALL, tmp_path, QUIET)] == ["latency", "speedup", "energy_gain"]
 
 
-def test_fidelity_is_drawn_against_its_cost_where_more_than_three_policies_are_compared(tmp_path: Path) -> None:
-    rows = tuple(
-        replace(row, policy=f"p{i}", attention_mass_kept=0.2 * i, output_rel_error=0.1 * i, link_bytes=10**9 * i)
+@pytest.fixture
+def many_rows() -> tuple[ResultRow, ...]:
+    """Five policies, of which p1 has a second budget, each on both platforms."""
+    return tuple(
+        replace(row, policy=p, attention_mass_kept=0.2 * i, output_rel_error=0.1 * i, link_bytes=10**9 * i)
         for row in sample_rows((1_000, 40_000))
-        for i in range(5)
+        for i, p in enumerate(("p0", "p1", "p2", "p3", "p1-50"))
+        if row.policy == "resv"
     )
-    few = tuple(row for row in rows if row.policy in ("p0", "p1", "p2"))
-    unmeasured = tuple(replace(row, attention_mass_kept=None) for row in rows)
+
+
+def test_fidelity_is_drawn_against_its_cost_where_more_than_three_policies_are_compared(
+    many_rows: tuple[ResultRow, ...], tmp_path: Path
+) -> None:
+    few = tuple(row for row in many_rows if row.policy in ("p0", "p1", "p2"))
+    unmeasured = tuple(replace(row, attention_mass_kept=None) for row in many_rows)
     for shown in (few, unmeasured):
         assert fidelity.compared(shown) == []
-    assert fidelity.compared(rows) == ["frame", "decode"]
-    figure = fidelity.fidelity(rows, "decode")
+    assert fidelity.compared(many_rows) == ["frame", "decode"]
+    figure = fidelity.fidelity(many_rows, "decode")
     links = {round(x) for line in figure.axes[0].get_lines() for x in line.get_xdata()}
     assert links == {0, 1000, 2000, 3000, 4000}
-    names = {file.name for file in draw_figures(ExperimentResult(rows=rows), SMALL, tmp_path, QUIET)}
-    assert {"fidelity_frame", "fidelity_decode"} <= names
+    names = {file.name for file in draw_figures(ExperimentResult(rows=many_rows), SMALL, tmp_path, QUIET)}
+    assert {"fidelity_frame", "fidelity_decode", "fidelity_length"} <= names
+
+
+def test_budgets_of_a_policy_are_joined_in_the_figure_of_fidelity_and_left_out_of_the_others(
+    many_rows: tuple[ResultRow, ...],
+) -> None:
+    axis = fidelity.fidelity(many_rows, "frame").axes[0]
+    assert sorted(len(line.get_xdata()) for line in axis.get_lines()) == [1] * 6 + [2] * 2
+    assert {text.get_text() for text in axis.texts} == {"p0", "p1", "p2", "p3"}
+    assert {row.policy for row in curves.leading(many_rows)} == {"p0", "p1", "p2", "p3"}
+    assert family("p1-50", {"p1", "p1-50"}) == "p1"
+    assert family("p1-50", {"p1-50"}) == "p1-50"
+
+
+def test_a_run_has_its_policys_colour_and_its_platforms_mark() -> None:
+    look = looks([("a", "x"), ("a", "y"), ("b", "x"), ("a", "x-2")])
+    assert look["a", "x"].colour == look["b", "x"].colour == look["a", "x-2"].colour != look["a", "y"].colour
+    assert look["a", "x"].marker == look["a", "y"].marker != look["b", "x"].marker
+    assert [look[run].name for run in (("a", "x"), ("b", "x"))] == ["x", "x, b"]
+    assert len(set(colours(map(str, range(14))).values())) == 14
+
+
+def test_names_at_the_ends_of_lines_keep_their_order_and_their_distance() -> None:
+    figure = canvas(4, 3)
+    axis = figure.subplots()
+    axis.set_ylim(0, 10)
+    label_ends(axis, [(9.9, "d", "k"), (5.0, "b", "k"), (1.0, "a", "k"), (9.9, "e", "k"), (5.1, "c", "k")], gap=0.06)
+    places = {text.get_text(): text.get_position()[1] for text in axis.texts}
+    assert sorted(places, key=lambda name: places[name]) == list("abcde")
+    heights = sorted(places.values())
+    assert min(b - a for a, b in pairwise(heights)) >= 0.06 - 1e-9
+    assert heights[-1] <= 1.0
+    assert places["a"] == pytest.approx(0.1)
+
+
+def test_names_beside_points_lie_in_the_frame_and_on_nothing() -> None:
+    figure = canvas(5, 4)
+    axis = figure.subplots()
+    points = [(0.5, 0.5), (0.53, 0.5), (0.56, 0.51), (1.0, 1.0), (0.0, 0.0)]
+    axis.plot(*zip(*points, strict=True), "o")
+    figure.draw_without_rendering()
+    named = [(x, y, f"name{i}", "k") for i, (x, y) in enumerate(points)]
+    label_points(axis, points, [*named, (1.0, 1.0, "same", "r")])
+    figure.draw_without_rendering()
+    assert [text.get_text() for text in axis.texts] == ["name0", "name1", "name2", "name3 = same", "name4"]
+    frame = axis.get_window_extent()
+    boxes = [Text.get_window_extent(text) for text in axis.texts]  # without their arrows
+    marks = [axis.transData.transform(point) for point in points]
+    for i, box in enumerate(boxes):
+        middle = [(box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2]
+        assert frame.x0 <= middle[0] <= frame.x1
+        assert frame.y0 <= middle[1] <= frame.y1
+        assert not any(Bbox.intersection(box, other) for other in boxes[:i])
+        assert not any(box.contains(*mark) for mark in marks)
+
+
+def test_bars_reach_their_values_and_leave_the_baseline_out() -> None:
+    rows = sample_rows((1_000, 40_000))
+    figure = curves.bars(rows, "speedup", "speedup (x)", "agx_orin+flexgen_stream")
+    shown = [axis for axis in figure.axes if axis.get_visible()]
+    assert len(shown) == 4
+    longest = [row.speedup for row in rows if row.stage == "frame" and row.kv_len_tokens == 40_000][1:]
+    assert [bar.get_width() for bar in shown[1].patches] == longest
+    assert max(longest) < shown[1].get_xlim()[1]
+
+
+def test_the_retrieval_figure_has_a_panel_per_policy_and_stage_on_one_scale() -> None:
+    ratios = {RatioKey(p, 100, s): np.full((4, 2), 0.1) for p, s in (("a", "frame"), ("a", "decode"), ("b", "decode"))}
+    figure = parts.retrieval_ratios(ratios)
+    images = [image for axis in figure.axes if axis.get_visible() for image in axis.get_images()]
+    assert len(images) == 3
+    assert {(image.norm.vmin, image.norm.vmax) for image in images} == {(0, 100)}
+
+
+def test_many_runs_share_one_tornado_with_a_bar_each() -> None:
+    rows = [
+        SensitivityRow(price, "W", value, "p", f"q{i}", 100, "frame", 1.0 + i + slope * value)
+        for i in range(6)
+        for price, slope in (("small", 0.1), ("large", 0.5))
+        for value in (1.0, 2.0)
+    ]
+    figure = tornado(rows)
+    assert len(figure.axes) == 1
+    spans = [(round(bar.get_x(), 6), round(bar.get_x() + bar.get_width(), 6)) for bar in figure.axes[0].patches]
+    assert spans == [(1.1 + i, 2.0 + i) for i in range(6)]
+    assert all(text.get_text().endswith("large") for text in figure.axes[0].texts)
 
 
 def test_gains_are_left_out_where_only_the_baseline_ran(tmp_path: Path) -> None:
-    rows = tuple(row for row in sample_rows((200, 600)) if row.label == "agx_orin+full")
+    rows = tuple(row for row in sample_rows((200, 600)) if row.label == "agx_orin+flexgen_stream")
     assert [f.name for f in draw_figures(ExperimentResult(rows=rows), SMALL, tmp_path, QUIET)] == ["latency"]
 
 

@@ -69,7 +69,9 @@ def test_a_numpy_float_is_written_as_the_number_it_is() -> None:
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 def test_a_number_that_is_not_finite_is_never_written(value: float) -> None:
     row = replace(sample_rows()[0], energy_j=value)
-    with pytest.raises(ArithmeticError, match=r"energy_j is .* for agx_orin\+full at 1000 tokens, frame stage"):
+    with pytest.raises(
+        ArithmeticError, match=r"energy_j is .* for agx_orin\+flexgen_stream at 1000 tokens, frame stage"
+    ):
         csv_text([row])
     with pytest.raises(ValueError, match="not JSON compliant"):
         json_text({"x": value})

@@ -10,7 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from resv_sim.plots.style import RC, FigureFile, save
+from resv_sim.plots.style import RC, FigureFile, family, save
 from resv_sim.progress import Progress
 from resv_sim.results import ExperimentResult
 
@@ -38,20 +38,24 @@ def _drawings(result: ExperimentResult, experiment: Experiment) -> Iterator[Draw
     yield from _over_length(result, experiment.baseline.label)
     yield from _fidelity(result)
     yield from _of_parts(result)
+    policies = {row.policy for row in result.rows}
     for label, timeline in result.timelines.items():
-        yield _timeline(label, timeline, experiment.report.timeline_layers)
-    if result.sensitivity:
+        policy = label.partition(" ")[0].partition("+")[2]
+        if family(policy, policies) == policy:
+            yield _timeline(label, timeline, experiment.report.timeline_layers)
+    sensitivity = [row for row in result.sensitivity if family(row.policy, policies) == row.policy]
+    if sensitivity:
         from resv_sim.plots.tornado import tornado
 
         caption = "Energy gain when a price that is not known well takes any value of its range."
         file = FigureFile("sensitivity", "Energy gain over uncertain prices", caption)
-        yield file, partial(tornado, result.sensitivity)
+        yield file, partial(tornado, sensitivity)
 
 
 def _over_length(result: ExperimentResult, baseline: str) -> Iterator[Drawing]:
-    from resv_sim.plots.curves import bars, latency
+    from resv_sim.plots.curves import bars, latency, leading
 
-    rows = result.rows
+    rows = leading(result.rows)
     if len({(row.stage, row.kv_len_tokens) for row in rows}) == len({row.stage for row in rows}):
         file = FigureFile("latency", "Latency", "Latency of one step of each stage.")
         yield file, partial(bars, rows, "latency_s", "latency (s)")
@@ -67,26 +71,39 @@ def _over_length(result: ExperimentResult, baseline: str) -> Iterator[Drawing]:
 def _fidelity(result: ExperimentResult) -> Iterator[Drawing]:
     from resv_sim.plots import fidelity
 
-    for stage in fidelity.compared(result.rows):
-        caption = f"What each policy keeps of full attention against what a {stage} step costs, at the longest cache."
+    stages = fidelity.compared(result.rows)
+    for stage in stages:
+        caption = (
+            f"What each policy keeps of full attention against what a {stage} step costs, at the longest cache. Points "
+            "joined by a line are budgets of one policy."
+        )
         file = FigureFile(f"fidelity_{stage}", f"Fidelity and cost, {stage} stage", caption)
         yield file, partial(fidelity.fidelity, result.rows, stage)
+    if stages and len({row.kv_len_tokens for row in result.rows}) > 1:
+        caption = "What each policy keeps of full attention over the cache length, the same on every platform."
+        yield (
+            FigureFile("fidelity_length", "Fidelity over the cache length", caption),
+            partial(fidelity.kept_over_length, result.rows),
+        )
 
 
 def _of_parts(result: ExperimentResult) -> Iterator[Drawing]:
     from resv_sim.plots import parts
 
-    for stage in dict.fromkeys(row.stage for row in result.breakdown if row.exposed_s > 0):
+    policies = {row.policy for row in result.rows}
+    breakdown = [row for row in result.breakdown if family(row.policy, policies) == row.policy]
+    for stage in dict.fromkeys(row.stage for row in breakdown if row.exposed_s > 0):
         caption = f"Where the latency of a {stage} step is exposed; the latency stands on each bar."
         file = FigureFile(f"breakdown_{stage}", f"Latency breakdown, {stage} stage", caption)
-        yield file, partial(parts.breakdown, result.breakdown, stage)
+        yield file, partial(parts.breakdown, breakdown, stage)
     dre = {name: areas for name, areas in result.areas.items() if set(parts.DRE_UNITS) & set(areas)}
     for platform, areas in dre.items():
         caption = f"Area of {platform} and power of one core; units of the retrieval engine in red."
         file = FigureFile(f"area_power_{platform}", f"Area and power, {platform}", caption)
         yield file, partial(parts.area_and_power, areas, result.dre_power)
     if result.ratios:
-        longest = {(key.policy, key.stage): key for key in sorted(result.ratios, key=lambda k: k.kv_len_tokens)}
+        ratios = [key for key in result.ratios if family(key.policy, policies) == key.policy]
+        longest = {(key.policy, key.stage): key for key in sorted(ratios, key=lambda k: k.kv_len_tokens)}
         shown = {key: values for key, values in result.ratios.items() if key in longest.values()}
         caption = "Share of the candidate tokens that is retrieved, at the longest cache of each stage."
         file = FigureFile("retrieval_ratio", "Retrieval ratio by layer and head", caption)

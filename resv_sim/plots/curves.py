@@ -2,101 +2,158 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resv_sim.plots.style import GREY, MARKERS, canvas, colours, legend_below, length_name
+from resv_sim.plots.labels import label_ends
+from resv_sim.plots.style import (
+    GREY,
+    WIDTH_IN,
+    Look,
+    canvas,
+    family,
+    legend_below,
+    length_name,
+    looks,
+    platform_handles,
+)
 from resv_sim.results import PublishedComparison, ResultRow
 
 STAGES = ("frame", "question", "decode")
+PUBLISHED = {"linestyle": "none", "marker": "o", "markersize": 10, "markerfacecolor": "none", "color": GREY}
 
 
 def latency(rows: Sequence[ResultRow], published: Sequence[PublishedComparison]) -> Any:
-    """Latency over cache length on logarithmic axes, a panel per stage; open marks are published."""
-    stages = _stages(rows)
-    labels = list(dict.fromkeys(row.label for row in rows))
-    colour = colours(labels)
-    figure = canvas(4.6 * len(stages), 4.0)
-    axes = figure.subplots(1, len(stages), squeeze=False)[0]
+    """Latency over cache length on logarithmic axes, a panel per stage; open circles are published."""
+    stages = stages_of(rows)
+    look = looks((row.platform, row.policy) for row in rows)
+    figure = canvas(WIDTH_IN, (2.4 + 0.1 * len(look)) * len(stages))
+    axes = figure.subplots(len(stages), 1, squeeze=False)[:, 0]
+    handles = platform_handles(row.platform for row in rows)
     for axis, stage in zip(axes, stages, strict=True):
-        for label, marker in zip(labels, MARKERS * len(labels), strict=False):
-            points = sorted((r.kv_len_tokens, r.latency_s) for r in rows if r.label == label and r.stage == stage)
-            axis.plot(*zip(*points, strict=True), marker=marker, color=colour[label], label=label)
+        here = [row for row in rows if row.stage == stage]
+        ends = _lines(axis, here, look, "latency_s")
         marks = sorted(
             (p.kv_len_tokens, p.published)
             for p in published
             if p.column == "latency_s" and p.stage == stage and p.kv_len_tokens is not None
         )
         if marks:
-            style = {"linestyle": "none", "marker": "o", "markersize": 10, "markerfacecolor": "none"}
-            axis.plot(*zip(*marks, strict=True), color=GREY, label="V-Rex, published", **style)
-        _log_length_axis(axis, _lengths([row for row in rows if row.stage == stage]))
+            (line,) = axis.plot(*zip(*marks, strict=True), label="V-Rex, published", **PUBLISHED)
+            handles.append(line)
+        log_length_axis(axis, lengths_of(here))
         axis.set_yscale("log")
         axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.yaxis.set_minor_formatter(_two_and_five)
+        axis.yaxis.set_minor_formatter(two_and_five)
         axis.set_ylabel("latency (s)")
         axis.set_title(f"{stage} stage")
         axis.grid(visible=True, which="both", axis="y", linewidth=0.4, alpha=0.5)
-    _shared_legend(figure, axes)
+        label_ends(axis, ends)
+    legend_below(figure, handles, [str(handle.get_label()) for handle in handles])
     return figure
 
 
-def bars(rows: Sequence[ResultRow], column: str, label_y: str, baseline: str | None = None) -> Any:
-    """Bars of a column, grouped by cache length, one panel per stage.
-
-    With a baseline, the column is a gain over it: its own bars, all 1, become a line.
-    """
-    stages = _stages(rows)
-    labels = list(dict.fromkeys(row.label for row in rows))
-    colour = colours(labels)
-    drawn = [label for label in labels if label != baseline]
-    figure = canvas(max(4.6, 1.1 * len(_lengths(rows))) * len(stages), 3.8)
-    axes = figure.subplots(1, len(stages), squeeze=False)[0]
-    for axis, stage in zip(axes, stages, strict=True):
+def over_length(rows: Sequence[ResultRow], columns: Sequence[tuple[str, str]]) -> Any:
+    """Columns that do not depend on the platform over the cache length: a row per stage, a column of panels each."""
+    rows = [row for row in rows if all(getattr(row, column) is not None for column, _ in columns)]
+    first = {row.policy: row.platform for row in reversed(rows)}
+    rows = [row for row in rows if row.platform == first[row.policy]]
+    look = looks(("", row.policy) for row in rows)
+    stages = stages_of(rows)
+    figure = canvas(WIDTH_IN, (1.6 + 0.11 * len(look)) * len(stages))
+    axes = figure.subplots(len(stages), len(columns), squeeze=False, sharex=True)
+    for line, stage in zip(axes, stages, strict=True):
         here = [row for row in rows if row.stage == stage]
-        lengths = _lengths(here)
-        width = 0.8 / max(1, len(drawn))
-        for i, label in enumerate(drawn):
-            values = {row.kv_len_tokens: getattr(row, column) for row in here if row.label == label}
-            at = [n for n, length in enumerate(lengths) if values.get(length) is not None]
-            x = [n + (i - (len(drawn) - 1) / 2) * width for n in at]
-            heights = [values[lengths[n]] for n in at]
-            patches = axis.bar(x, heights, width * 0.92, color=colour[label], label=label)
-            axis.bar_label(patches, fmt="%.3g", fontsize=8, padding=1)
-        if baseline is not None:
-            axis.axhline(1.0, color=GREY, linewidth=1.0, linestyle="--", label=f"{baseline} = 1")
-        axis.set_xticks(range(len(lengths)), [length_name(length) for length in lengths])
-        axis.set_xlabel("cache length (tokens)")
-        axis.set_ylabel(label_y)
-        axis.set_title(f"{stage} stage")
-        axis.margins(y=0.12)
-    _shared_legend(figure, axes)
+        for axis, (column, name) in zip(line, columns, strict=True):
+            ends = _lines(axis, here, look, column, one_platform=True)
+            log_length_axis(axis, lengths_of(here))
+            axis.set_ylim(bottom=0)
+            axis.set_title(f"{name}, {stage} stage", fontsize=10)
+            axis.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
+            label_ends(axis, ends, gap=0.07)
+    for axis in axes[:-1].ravel():
+        axis.set_xlabel("")
     return figure
 
 
-def _stages(rows: Sequence[ResultRow]) -> list[str]:
+def bars(rows: Sequence[ResultRow], column: str, label_x: str, baseline: str | None = None) -> Any:
+    """Bars of a column, a row of panels per stage and a panel per cache length.
+
+    With a baseline, the column is a gain over it: its own bars, all 1, become a line. Hatched: not the first platform.
+    """
+    stages = stages_of(rows)
+    look = looks((row.platform, row.policy) for row in rows)
+    drawn = [run for run in look if "+".join(run) != baseline]
+    lengths = {stage: lengths_of([row for row in rows if row.stage == stage]) for stage in stages}
+    n_columns = max(len(found) for found in lengths.values())
+    figure = canvas(WIDTH_IN, (0.2 * len(drawn) + 0.8) * len(stages))
+    axes = figure.subplots(len(stages), n_columns, squeeze=False, sharex="row", sharey=True)
+    for line, stage in zip(axes, stages, strict=True):
+        for axis in line[len(lengths[stage]) :]:
+            axis.set_visible(False)
+        for axis, length in zip(line, lengths[stage], strict=False):
+            here = {(r.platform, r.policy): getattr(r, column) for r in rows if _at(r, stage, length)}
+            values = [here.get(run) or 0.0 for run in drawn]
+            hatches = ["" if look[run].filled else "////" for run in drawn]
+            style = {"color": [look[run].colour for run in drawn], "edgecolor": "white", "linewidth": 0.0}
+            patches = axis.barh(range(len(drawn)), values, 0.8, hatch=hatches, **style)
+            axis.bar_label(patches, [f"{v:.3g}" if v else "" for v in values], fontsize=7, padding=2)
+            if baseline is not None:
+                axis.axvline(1.0, color=GREY, linewidth=1.0, linestyle="--")
+            axis.set_title(f"{stage}, {length_name(length)}", fontsize=9)
+            axis.tick_params(labelsize=7)
+        line[0].set_yticks(range(len(drawn)), ["+".join(run) for run in drawn], fontsize=7)
+        line[0].set_xlim(0, 1.45 * max(axis.dataLim.x1 for axis in line))
+    axes[0][0].set_ylim(len(drawn) - 0.4, -0.6)
+    note = f"; dashed: {baseline} = 1" if baseline is not None else ""
+    figure.supxlabel(f"{label_x}{note}", fontsize=9)
+    return figure
+
+
+def leading(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    """Rows without those of further budgets of a policy."""
+    policies = {row.policy for row in rows}
+    return [row for row in rows if family(row.policy, policies) == row.policy]
+
+
+def stages_of(rows: Sequence[ResultRow]) -> list[str]:
     return [stage for stage in STAGES if any(row.stage == stage for row in rows)]
 
 
-def _lengths(rows: Sequence[ResultRow]) -> list[int]:
+def lengths_of(rows: Sequence[ResultRow]) -> list[int]:
     return sorted({row.kv_len_tokens for row in rows})
 
 
-def _log_length_axis(axis: Any, lengths: Sequence[int]) -> None:
+def log_length_axis(axis: Any, lengths: Sequence[int]) -> None:
     axis.set_xscale("log")
     axis.set_xticks(lengths, [length_name(length) for length in lengths])
     axis.xaxis.minorticks_off()
     axis.set_xlabel("cache length (tokens)")
 
 
-def _two_and_five(value: float, _: int) -> str:
+def two_and_five(value: float, _: int) -> str:
     """Labels of minor ticks: 2 and 5 of each decade, so that a short axis has more than one number."""
     return f"{value:g}" if f"{value:.0e}"[0] in "25" else ""
 
 
-def _shared_legend(figure: Any, axes: Sequence[Any]) -> None:
-    entries: dict[str, Any] = {}
-    for axis in axes:
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
-    legend_below(figure, list(entries.values()), list(entries), columns=4)
+def _at(row: ResultRow, stage: str, length: int) -> bool:
+    return row.stage == stage and row.kv_len_tokens == length
+
+
+def _lines(
+    axis: Any,
+    rows: Sequence[ResultRow],
+    look: Mapping[tuple[str, str], Look],
+    column: str,
+    *,
+    one_platform: bool = False,
+) -> list[tuple[float, str, str]]:
+    """A line per run; returns where each ends, its name and colour."""
+    ends = []
+    for (platform, policy), how in look.items():
+        mine = [row for row in rows if row.policy == policy and (one_platform or row.platform == platform)]
+        points = sorted((row.kv_len_tokens, getattr(row, column)) for row in mine)
+        if points:
+            axis.plot(*zip(*points, strict=True), markersize=4, linewidth=1.3, **how.style)
+            ends.append((points[-1][1], how.name, how.colour))
+    return ends

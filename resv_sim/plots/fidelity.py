@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from resv_sim.plots.style import MARKERS, PALETTE, canvas, legend_below, length_name
+from resv_sim.plots.curves import leading, over_length, two_and_five
+from resv_sim.plots.labels import label_points
+from resv_sim.plots.style import (
+    WIDTH_IN,
+    canvas,
+    family,
+    legend_below,
+    length_name,
+    looks,
+    platform_handles,
+)
 from resv_sim.results import ResultRow
 
 # Column, what its axis says, and what one unit of the axis is in the column's.
@@ -25,53 +35,67 @@ def compared(rows: Sequence[ResultRow]) -> list[str]:
     return [stage for stage in stages if sum(known == stage for known, _ in measured) > FEW]
 
 
+def kept_over_length(rows: Sequence[ResultRow]) -> Any:
+    """What every policy keeps over the cache length, at its first budget."""
+    return over_length(leading(rows), MEASURES)
+
+
 def fidelity(rows: Sequence[ResultRow], stage: str) -> Any:
-    """A point per run at the longest cache: a colour and mark per policy, filled for the first platform."""
+    """A point per run at the longest cache; the budgets of a policy are joined by a line."""
     rows = [row for row in rows if row.stage == stage and row.attention_mass_kept is not None]
     longest = max(row.kv_len_tokens for row in rows)
     rows = [row for row in rows if row.kv_len_tokens == longest]
-    platforms = list(dict.fromkeys(row.platform for row in rows))
-    looks = _looks(list(dict.fromkeys(row.policy for row in rows)))
-    figure = canvas(4.0 * len(COSTS), 3.2 * len(MEASURES))
-    axes = figure.subplots(len(MEASURES), len(COSTS), sharex="col", sharey="row", squeeze=False)
-    for line, (measure, _) in zip(axes, MEASURES, strict=True):
-        for axis, (cost, _, unit) in zip(line, COSTS, strict=True):
-            for row in rows:
-                colour, marker = looks[row.policy]
-                axis.plot(
-                    getattr(row, cost) / unit,
-                    getattr(row, measure),
-                    marker,
-                    color=colour,
-                    markersize=8,
-                    markerfacecolor=colour if row.platform == platforms[0] else "none",
-                    label=row.label,
-                    clip_on=False,
-                )
+    figure = canvas(WIDTH_IN, 3.5 * len(COSTS) + 0.6)
+    axes = figure.subplots(len(COSTS), len(MEASURES), sharex="row", sharey="col", squeeze=False)
+    for line, (cost, _, unit) in zip(axes, COSTS, strict=True):
+        for axis, (measure, _) in zip(line, MEASURES, strict=True):
+            _points(axis, rows, cost, unit, measure)
             axis.grid(visible=True, linewidth=0.4, alpha=0.5)
     _name_axes(axes)
     figure.suptitle(f"{stage} stage, {length_name(longest)} cached tokens", fontsize=11)
-    handles, labels = axes[0][0].get_legend_handles_labels()
-    legend_below(figure, handles, labels, columns=4)
+    handles = platform_handles(row.platform for row in rows)
+    legend_below(figure, handles, [str(handle.get_label()) for handle in handles])
+    figure.draw_without_rendering()
+    for line, (cost, _, unit) in zip(axes, COSTS, strict=True):
+        for axis, (measure, _) in zip(line, MEASURES, strict=True):
+            _label(axis, rows, cost, unit, measure)
     return figure
 
 
-def _looks(policies: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and mark per policy; no two alike among 56, since the lengths of the lists share no factor."""
-    marks = MARKERS[:-1]
-    return {p: (PALETTE[i % len(PALETTE)], marks[i % len(marks)]) for i, p in enumerate(policies)}
+def _points(axis: Any, rows: Sequence[ResultRow], cost: str, unit: float, measure: str) -> None:
+    policies = {row.policy for row in rows}
+    look = looks((row.platform, row.policy) for row in rows)
+    for platform, name in dict.fromkeys((row.platform, family(row.policy, policies)) for row in rows):
+        mine = [row for row in rows if row.platform == platform and family(row.policy, policies) == name]
+        points = sorted((getattr(row, cost) / unit, getattr(row, measure)) for row in mine)
+        style = {"markersize": 6, "linewidth": 1.0, "clip_on": False}
+        axis.plot(*zip(*points, strict=True), **look[platform, mine[0].policy].style, **style)
+
+
+def _label(axis: Any, rows: Sequence[ResultRow], cost: str, unit: float, measure: str) -> None:
+    """Every policy once, on the first of its platforms: colour and mark tell the others."""
+    look = looks((row.platform, row.policy) for row in rows)
+    first = {row.policy: row for row in reversed(leading(rows))}
+    named = [
+        (getattr(row, cost) / unit, getattr(row, measure), row.policy, look[row.platform, row.policy].colour)
+        for row in reversed(first.values())
+    ]
+    label_points(axis, [(getattr(row, cost) / unit, getattr(row, measure)) for row in rows], named)
 
 
 def _name_axes(axes: Any) -> None:
-    for line, (_, name) in zip(axes, MEASURES, strict=True):
-        line[0].set_ylabel(name)
-        line[0].set_ylim(bottom=0)
-    for axis, (column, name, _) in zip(axes[-1], COSTS, strict=True):
-        if column == "link_bytes":  # some move nothing
-            axis.set_xscale("symlog", linthresh=1.0)
-            axis.set_xlim(left=-0.3)
-        else:
-            axis.set_xscale("log")
-            axis.xaxis.set_minor_formatter(lambda value, _: f"{value:g}" if f"{value:.0e}"[0] in "25" else "")
-        axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.set_xlabel(name)
+    for axis, (_, name) in zip(axes[0], MEASURES, strict=True):
+        axis.set_title(name, fontsize=10)
+        low, high = axis.dataLim.y0, axis.dataLim.y1
+        axis.set_ylim(min(0.0, low) - 0.03, high + 0.08 * (high - low) + 1e-3)
+    for line, (_, name, _) in zip(axes, COSTS, strict=True):
+        for axis in line:
+            axis.set_xlabel(name)
+            if axis.dataLim.x0 <= 0:  # some move nothing
+                axis.set_xscale("symlog", linthresh=1.0)
+                axis.set_xlim(left=-0.3)
+            else:
+                axis.set_xscale("log")
+                axis.xaxis.set_minor_formatter(two_and_five)
+            axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axis.margins(x=0.12)

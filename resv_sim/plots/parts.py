@@ -8,44 +8,48 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resv_sim.plots.style import GREY, PALETTE, canvas, kind_colours, legend_below, length_name, number
+from resv_sim.plots.style import PALETTE, WIDTH_IN, canvas, kind_colours, legend_below, length_name, number
 from resv_sim.results import BreakdownRow, RatioKey
 
 DRE_UNITS = ("hcu", "wtu", "kvmu")
+COLUMNS = 3  # panels side by side
 
 
 def breakdown(rows: Sequence[BreakdownRow], stage: str) -> Any:
-    """Stacked bars: what part of each latency is exposed where; the latency itself stands on each bar."""
+    """A panel per run of stacked bars: what part of each latency is exposed where; the latency stands on each bar."""
+    from matplotlib.patches import Patch
+
     rows = [row for row in rows if row.stage == stage and row.exposed_s > 0]
     pairs = list(dict.fromkeys((row.platform, row.policy) for row in rows))
     colour = kind_colours(row.component for row in rows)
     lengths = sorted({row.kv_len_tokens for row in rows})
-    figure = canvas(1.0 + max(2.0, 0.62 * len(lengths)) * len(pairs), 4.2)
-    axes = figure.subplots(1, len(pairs), sharey=True, squeeze=False)[0]
-    for axis, (platform, policy) in zip(axes, pairs, strict=True):
-        mine = [row for row in rows if (row.platform, row.policy) == (platform, policy)]
-        bottom = np.zeros(len(lengths))
-        totals = np.array([sum(r.exposed_s for r in mine if r.kv_len_tokens == length) for length in lengths])
-        for component in colour:
-            seconds = np.array(
-                [
-                    sum(r.exposed_s for r in mine if r.kv_len_tokens == length and r.component == component)
-                    for length in lengths
-                ]
-            )
-            share = 100 * seconds / np.where(totals > 0, totals, 1)
-            axis.bar(range(len(lengths)), share, 0.8, bottom, color=colour[component], label=component)
-            bottom += share
-        for x, total in enumerate(totals):
-            axis.text(x, 101, _seconds(total), ha="center", va="bottom", fontsize=8)
-        axis.set_xticks(range(len(lengths)), [length_name(length) for length in lengths])
-        axis.set_title(f"{platform}+{policy}", pad=16)
+    n_rows = -(-len(pairs) // COLUMNS)
+    figure = canvas(WIDTH_IN, 1.9 * n_rows + 0.8)
+    axes = figure.subplots(n_rows, min(COLUMNS, len(pairs)), sharey=True, squeeze=False)
+    for axis in axes.ravel()[len(pairs) :]:
+        axis.set_visible(False)
+    for axis, (platform, policy) in zip(axes.ravel(), pairs, strict=False):
+        _stacked(axis, [row for row in rows if (row.platform, row.policy) == (platform, policy)], lengths, colour)
+        axis.set_title(f"{platform}+{policy}", pad=13, fontsize=9)
         axis.set_ylim(0, 100)
-    axes[0].set_ylabel(f"share of {stage} latency (%)")
-    axes[len(axes) // 2].set_xlabel("cache length (tokens)")
-    handles, labels = axes[0].get_legend_handles_labels()
-    legend_below(figure, handles, labels, columns=5)
+    figure.supylabel(f"share of {stage} latency (%)", fontsize=9)
+    for axis in axes[-1]:
+        axis.set_xlabel("cache length (tokens)", fontsize=8)
+    legend_below(figure, [Patch(color=shade) for shade in colour.values()], list(colour), columns=5)
     return figure
+
+
+def _stacked(axis: Any, rows: Sequence[BreakdownRow], lengths: Sequence[int], colour: Mapping[str, str]) -> None:
+    seconds = {(row.kv_len_tokens, row.component): row.exposed_s for row in rows}
+    totals = np.array([sum(seconds.get((length, part), 0.0) for part in colour) for length in lengths])
+    bottom = np.zeros(len(lengths))
+    for part, shade in colour.items():
+        share = 100 * np.array([seconds.get((length, part), 0.0) for length in lengths]) / np.where(totals, totals, 1)
+        axis.bar(range(len(lengths)), share, 0.8, bottom, color=shade)
+        bottom += share
+    for x, total in enumerate(totals):
+        axis.text(x, 102, _seconds(total) if total else "", ha="center", va="bottom", fontsize=6.5)
+    axis.set_xticks(range(len(lengths)), [length_name(length) for length in lengths], fontsize=8)
 
 
 def area_and_power(area_mm2: Mapping[str, float], power_w: Mapping[str, float]) -> Any:
@@ -72,22 +76,34 @@ def area_and_power(area_mm2: Mapping[str, float], power_w: Mapping[str, float]) 
 
 
 def retrieval_ratios(ratios: Mapping[RatioKey, NDArray[np.float64]]) -> Any:
-    """Heat maps, layer by KV head, one panel per step, each on its own colour scale from 0."""
-    figure = canvas(3.9 * len(ratios), 5.2)
-    axes = figure.subplots(1, len(ratios), squeeze=False)[0]
-    for axis, (key, values) in zip(axes, ratios.items(), strict=True):
-        layers, heads = values.shape
-        image = axis.imshow(100 * values, aspect="auto", origin="lower", cmap="viridis", vmin=0)
-        figure.colorbar(image, ax=axis, label="retrieval ratio (%)")
-        axis.set_xticks(range(0, heads, max(1, heads // 8)))
-        axis.set_yticks(range(0, layers, max(1, layers // 8)))
-        axis.set_xlabel("KV head")
-        axis.set_ylabel("layer")
-        length, mean = length_name(key.kv_len_tokens), 100 * np.mean(values)
-        axis.set_title(f"{key.policy}, {key.stage} stage\n{length} tokens, mean {mean:.1f} %", fontsize=10)
-        for spine in axis.spines.values():
-            spine.set_visible(True)
-            spine.set_color(GREY)
+    """Heat maps, KV head over layer, a row per policy and a column per stage, all on one scale.
+
+    The colour follows the square root of the ratio, so that a few per cent are seen beside all.
+    """
+    from matplotlib.colors import PowerNorm
+
+    policies = list(dict.fromkeys(key.policy for key in ratios))
+    stages = [stage for stage in ("frame", "question", "decode") if any(key.stage == stage for key in ratios)]
+    figure = canvas(WIDTH_IN, 1.05 * len(policies) + 1.0)
+    axes = figure.subplots(len(policies), len(stages), squeeze=False)
+    for axis in axes.ravel():
+        axis.set_visible(False)
+    for key, values in ratios.items():
+        axis = axes[policies.index(key.policy)][stages.index(key.stage)]
+        axis.set_visible(True)
+        shown = 100 * values.T
+        image = axis.imshow(shown, aspect="auto", origin="lower", cmap="viridis", norm=PowerNorm(0.5, 0, 100))
+        heads, layers = shown.shape
+        axis.set_xticks(range(0, layers, max(1, layers // 8)))
+        axis.set_yticks(range(0, heads, max(1, heads // 2)))
+        axis.tick_params(labelsize=7)
+        length = length_name(key.kv_len_tokens)
+        axis.set_title(f"{key.policy}, {key.stage}, {length}: {np.mean(shown):.1f} %", fontsize=8)
+    figure.colorbar(image, ax=axes, location="bottom", label="retrieval ratio (%)", ticks=(0, 1, 5, 10, 25, 50, 100),
+                    aspect=40, shrink=0.7)  # fmt: skip
+    for axis in axes[-1]:
+        axis.set_xlabel("layer", fontsize=8)
+    figure.supylabel("KV head", fontsize=9)
     return figure
 
 

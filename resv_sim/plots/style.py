@@ -1,16 +1,20 @@
 """One look for all figures: sizes, a palette that colour-blind readers can tell apart, and saving.
 
-Colours are Okabe and Ito's (2008). Saved files hold no date and no random identifier.
+A policy has a colour, a platform a mark and a line. Colours are Okabe and Ito's (2008), after them Tol's muted ones
+(2021). Saved files hold no date and no random identifier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#999999")
+# Fourteen that text can be written in: without the light yellow and the grey.
+INKS = (*PALETTE[:6], "#332288", "#882255", "#117733", "#AA4499", "#661100", "#8A8F00", "#44AA99", "#555555")
+WIDTH_IN = 7.4  # of a figure: readable in a text column, and on a phone
 # What a span or a part of a latency is about, the same colour in every figure.
 KIND_COLOURS = {
     "linear": "#0072B2",
@@ -24,6 +28,7 @@ KIND_COLOURS = {
     "idle": "#DDDDDD",
 }
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+LINES = ("-", "--", ":", "-.")
 GREY = "#666666"
 
 RC: dict[Any, Any] = {
@@ -68,8 +73,55 @@ def save(figure: Any, folder: Path, name: str, dpi: int) -> None:
 
 
 def colours(labels: Iterable[str]) -> dict[str, str]:
-    """A colour per label, in order of first appearance."""
-    return {label: PALETTE[i % len(PALETTE)] for i, label in enumerate(dict.fromkeys(labels))}
+    """A colour per label, in order of first appearance; no two alike among 14."""
+    return {label: INKS[i % len(INKS)] for i, label in enumerate(dict.fromkeys(labels))}
+
+
+@dataclass(frozen=True)
+class Look:
+    """How one run is drawn: its policy's colour, its platform's mark and line; filled on the first platform."""
+
+    name: str
+    colour: str
+    marker: str
+    line: str
+    filled: bool
+
+    @property
+    def style(self) -> dict[str, Any]:
+        """Arguments of `Axes.plot`."""
+        face = self.colour if self.filled else "white"
+        return {"color": self.colour, "marker": self.marker, "linestyle": self.line, "markerfacecolor": face}
+
+
+def looks(runs: Iterable[tuple[str, str]]) -> dict[tuple[str, str], Look]:
+    """A look per (platform, policy); the budgets of a policy share one. The first platform goes without saying."""
+    runs = list(dict.fromkeys(runs))
+    policies = {policy for _, policy in runs}
+    platforms = list(dict.fromkeys(platform for platform, _ in runs))
+    colour = colours(family(policy, policies) for _, policy in runs)
+    out = {}
+    for platform, policy in runs:
+        i = platforms.index(platform)
+        name = policy if i == 0 else f"{policy}, {platform}"
+        line, marker = LINES[i % len(LINES)], MARKERS[i % len(MARKERS)]
+        out[platform, policy] = Look(name, colour[family(policy, policies)], marker, line, filled=i == 0)
+    return out
+
+
+def family(policy: str, policies: Collection[str]) -> str:
+    """The policy that a label is another budget of: 'resv' for 'resv-60' where there is a 'resv', else itself."""
+    base, dash, _ = policy.rpartition("-")
+    return base if dash and base in policies else policy
+
+
+def platform_handles(platforms: Iterable[str]) -> list[Any]:
+    """Legend entries that say which mark and line is which platform."""
+    from matplotlib.lines import Line2D
+
+    shown = looks((platform, "") for platform in platforms)
+    grey = [replace(look, colour=GREY) for look in shown.values()]
+    return [Line2D([], [], **look.style, label=platform) for (platform, _), look in zip(shown, grey, strict=True)]
 
 
 def kind_colours(kinds: Iterable[str]) -> dict[str, str]:

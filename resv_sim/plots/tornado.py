@@ -1,14 +1,19 @@
-"""How far uncertain prices move the energy gain: one bar per price, from its lowest to its highest value."""
+"""How far uncertain prices move the energy gain: one bar per price, from its lowest to its highest value.
+
+With many runs one bar per run, over the whole of what any single price does.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from resv_sim.plots.style import GREY, PALETTE, canvas, length_name, number
+from resv_sim.plots.style import GREY, PALETTE, WIDTH_IN, canvas, length_name, number
 from resv_sim.results import SensitivityRange, SensitivityRow, sensitivity_ranges
 
 MOST = 10
+LABEL_X = "energy gain over the baseline (x); left of the dashed line the baseline wins"
+MANY = 4  # runs, from which on each has one bar
 
 
 def tornado(rows: Sequence[SensitivityRow]) -> Any:
@@ -20,8 +25,10 @@ def tornado(rows: Sequence[SensitivityRow]) -> Any:
         if len(panel) < MOST:
             panel.append(bar)
     shown = {panel: bars for panel, bars in sorted(shown.items()) if bars}
+    if len(shown) > MANY:
+        return _overview(shown, longest)
     height = 0.34 * max(map(len, shown.values())) + 1.2
-    figure = canvas(9.0, height * len(shown))
+    figure = canvas(WIDTH_IN + 1.0, height * len(shown))
     axes = figure.subplots(len(shown), 1, squeeze=False)[:, 0]
     for axis, ((label, stage), bars) in zip(axes, shown.items(), strict=True):
         names = [f"{b.parameter} ({_interval(b)})" for b in bars]
@@ -33,8 +40,27 @@ def tornado(rows: Sequence[SensitivityRow]) -> Any:
         axis.axvline(1.0, color=GREY, linestyle="--", linewidth=1.0)
         axis.set_xlim(0, 1.25 * max(max(b.gains) for b in bars))
         axis.invert_yaxis()
-        axis.set_xlabel("energy gain over the baseline (x); left of the dashed line the baseline wins")
         axis.set_title(f"{label}, {stage} stage, {length_name(longest)} tokens")
+    axes[-1].set_xlabel(LABEL_X)
+    return figure
+
+
+def _overview(shown: Mapping[tuple[str, str], Sequence[SensitivityRange]], longest: int) -> Any:
+    """A bar per run from the lowest to the highest gain, and the price that moves it most."""
+    stage = next(iter(shown))[1]
+    figure = canvas(WIDTH_IN, 0.26 * len(shown) + 1.2)
+    axis = figure.subplots()
+    ends = [(min(min(b.gains) for b in bars), max(max(b.gains) for b in bars)) for bars in shown.values()]
+    names = [label for label, _ in shown]
+    axis.barh(names, [high - low for low, high in ends], left=[low for low, _ in ends], color=PALETTE[0], height=0.6)
+    for y, ((low, high), bars) in enumerate(zip(ends, shown.values(), strict=True)):
+        axis.text(high, y, f"  {number(low)} to {number(high)}: {bars[0].parameter}", va="center", fontsize=7)
+    axis.axvline(1.0, color=GREY, linestyle="--", linewidth=1.0)
+    axis.set_xlim(0, 1.4 * max(high for _, high in ends))
+    axis.tick_params(axis="y", labelsize=8)
+    axis.invert_yaxis()
+    axis.set_xlabel(LABEL_X)
+    axis.set_title(f"{stage} stage, {length_name(longest)} tokens; named: the price that matters most", fontsize=10)
     return figure
 
 
