@@ -18,7 +18,7 @@ from resv_sim.plots import curves, draw_figures, fidelity, parts
 from resv_sim.plots.gantt import window
 from resv_sim.plots.labels import label_ends, label_points
 from resv_sim.plots.style import PALETTE, canvas, colours, family, length_name, looks, number
-from resv_sim.plots.tornado import tornado
+from resv_sim.plots.tornado import panels, tornado
 from resv_sim.progress import Progress
 from resv_sim.results import ExperimentResult, RatioKey, ResultRow, SensitivityRow
 from tests.sample_results import sample_result, sample_rows, sample_timeline
@@ -178,6 +178,15 @@ def test_many_runs_share_one_tornado_with_a_bar_each() -> None:
     spans = [(round(bar.get_x(), 6), round(bar.get_x() + bar.get_width(), 6)) for bar in figure.axes[0].patches]
     assert spans == [(1.1 + i, 2.0 + i) for i in range(6)]
     assert all(text.get_text().endswith("large") for text in figure.axes[0].texts)
+
+
+def test_prices_that_do_not_matter_at_the_longest_cache_draw_no_tornado() -> None:
+    def rows(kv_len: int, slope: float) -> list[SensitivityRow]:
+        return [SensitivityRow("a", "W", v, "p", "q", kv_len, "frame", 1.0 + slope * v) for v in (1.0, 2.0)]
+
+    assert list(panels(rows(100, 0.5))) == [("p+q", "frame")]
+    assert panels(rows(100, 0.5) + rows(200, 1e-9)) == {}
+    assert panels([]) == {}
 
 
 def test_gains_are_left_out_where_only_the_baseline_ran(tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ def _drawings(result: ExperimentResult, experiment: Experiment) -> Iterator[Draw
         if family(policy, policies) == policy:
             yield _timeline(label, timeline, experiment.report.timeline_layers)
     sensitivity = [row for row in result.sensitivity if family(row.policy, policies) == row.policy]
-    if sensitivity:
-        from resv_sim.plots.tornado import tornado
+    from resv_sim.plots.tornado import panels, tornado
 
+    if panels(sensitivity):
         caption = "Energy gain when a price that is not known well takes any value of its range."
         file = FigureFile("sensitivity", "Energy gain over uncertain prices", caption)
         yield file, partial(tornado, sensitivity)

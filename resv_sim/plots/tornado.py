@@ -16,15 +16,23 @@ LABEL_X = "energy gain over the baseline (x); left of the dashed line the baseli
 MANY = 4  # runs, from which on each has one bar
 
 
-def tornado(rows: Sequence[SensitivityRow]) -> Any:
-    """One panel per run at its longest cache; the prices that matter most, at most `MOST`, on top."""
-    longest = max(row.kv_len_tokens for row in rows)
-    shown: dict[tuple[str, str], list[SensitivityRange]] = {}
+def panels(rows: Sequence[SensitivityRow]) -> dict[tuple[str, str], list[SensitivityRange]]:
+    """Per (run, stage) at the longest cache the prices that matter, most first; empty where none does."""
+    longest = max((row.kv_len_tokens for row in rows), default=0)
+    found: dict[tuple[str, str], list[SensitivityRange]] = {}
     for bar in sorted(sensitivity_ranges(rows), key=lambda bar: bar.span, reverse=True):
-        panel = shown.setdefault((bar.label, bar.stage), []) if bar.kv_len_tokens == longest else []
-        if len(panel) < MOST:
-            panel.append(bar)
-    shown = {panel: bars for panel, bars in sorted(shown.items()) if bars}
+        if bar.kv_len_tokens == longest:
+            found.setdefault((bar.label, bar.stage), []).append(bar)
+    return {panel: bars[:MOST] for panel, bars in sorted(found.items())}
+
+
+def tornado(rows: Sequence[SensitivityRow]) -> Any:
+    """One panel per run at its longest cache; the prices that matter most, at most `MOST`, on top.
+
+    `rows` of which at least one price matters (`panels`).
+    """
+    longest = max(row.kv_len_tokens for row in rows)
+    shown = panels(rows)
     if len(shown) > MANY:
         return _overview(shown, longest)
     height = 0.34 * max(map(len, shown.values())) + 1.2
