@@ -7,6 +7,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+# The middle of two single frames is equally near to both; the earlier one stays, whatever rounding says.
+TIE = 1e-4
+
 
 @njit(cache=True, nogil=True)
 def _distance2(a: Any, b: Any) -> Any:
@@ -51,7 +54,9 @@ def absorb(features: Any, first: int, centroids: Any, weights: Any, frames: Any,
         for i in range(centroids.shape[1]):
             centroids[a, i] = (weights[a] * centroids[a, i] + weights[b] * centroids[b, i]) / total
         weights[a] = total
-        if _distance2(stand_ins[b], centroids[a]) < _distance2(stand_ins[a], centroids[a]):
+        near_a, near_b = _distance2(stand_ins[a], centroids[a]), _distance2(stand_ins[b], centroids[a])
+        clearly = abs(near_b - near_a) > TIE * max(near_a, near_b)
+        if near_b < near_a if clearly else frames[b] < frames[a]:
             stand_ins[a], frames[a] = stand_ins[b], frames[b]
         if b != last:
             centroids[b], stand_ins[b] = centroids[last], stand_ins[last]

@@ -165,7 +165,9 @@ def flash_memory(features, n_centroids):
         i, j = min(costs, key=costs.get)
         (w, c, a), (v, d, b) = memory[i], memory[j]
         joined = [(w * x + v * y) / (w + v) for x, y in zip(c, d, strict=True)]
-        stand_in = min((a, b), key=lambda f: distance2(features[f], joined))
+        near, far = sorted((a, b), key=lambda f: distance2(features[f], joined))
+        is_tie = distance2(features[far], joined) < 1.0001 * distance2(features[near], joined)
+        stand_in = min(a, b) if is_tie else near
         memory = [m for k, m in enumerate(memory) if k not in (i, j)] + [(w + v, joined, stand_in)]
     return memory
 

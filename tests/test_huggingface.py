@@ -86,8 +86,7 @@ def test_keeping_everything_is_the_full_cache(name, policy):
     torch.testing.assert_close(run(model, policy, x)[0], run(model, POLICIES["full"](), x)[0], atol=1e-5, rtol=0)
 
 
-# flash_vstream stands out: the middle of two single frames is equally near to both, and rounding decides which stays.
-@pytest.mark.parametrize("kind", sorted(set(POLICIES) - {"flash_vstream"}))
+@every_policy
 def test_a_batch_of_three_is_three_streams(kind):
     model, policy = model_named("tiny-llava"), small(kind)
     x = embeds(model, batch=3)
