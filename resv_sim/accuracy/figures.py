@@ -199,6 +199,7 @@ def effects(shown: Mapping[str, Sequence[StudyPoint]]) -> Any:
             column[1].plot(at, shares, color=shade, marker=mark, label=f"{stage} steps")
         column[1].set_xticks(at, [str(next(iter(point.names.values()))) for point in points])
         column[1].set_xlabel(name.replace("_", " "))
+        column[1].margins(x=0.2)
         for axis in column:
             axis.grid(visible=True, axis="y", linewidth=0.4, alpha=0.5)
     axes[0, 0].set_ylabel("accuracy (%)")

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resv.policies.base import Policy
+from resv.policies.videollm_online import VideoLLMOnline
 from resv.trace import ModelShape, Step, StepKind
 from resv_sim.accuracy.config import AccuracyConfig
 from resv_sim.accuracy.exam import Exam, make_exam
@@ -98,7 +99,8 @@ def run_settings(
         for number, setting in enumerate(settings)
         for part in parts_of(setting, experiments.get(number), record_every if number in experiments else None)
     ]
-    numbered.sort(key=lambda item: item[1].seeds)  # parts of the same streams follow each other
+    # Parts of the same streams follow each other.
+    numbered.sort(key=lambda item: (item[1].setting.config.n_frames, item[1].seeds))
     done: dict[int, Outcome] = {}
     with _workers(jobs, len(numbered)) as run:
         for index, outcome in run([part for _, part in numbered], memo):
@@ -212,6 +214,8 @@ def attachment_notes(config: AccuracyConfig, policy: Policy) -> list[str]:
     from resv.huggingface.attach import attach
     from resv_sim.accuracy.answering import question_kind
 
+    if isinstance(policy, VideoLLMOnline):
+        return []  # its note is that the model must be trained to stay silent, which this one is
     with attach(_model(weights_path(config)).llm, policy) as attachment:
         notes = list(attachment.notes)
     if question_kind(policy) == "decode":

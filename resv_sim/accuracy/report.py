@@ -135,11 +135,12 @@ def p_value(value: float) -> str:
 
 
 def terminal_table(result: BenchmarkResult) -> Any:
-    """For rich; without the columns that say the same of every policy."""
+    """For rich; stages and frames only where they differ."""
     from rich.table import Table
 
     lines = [cells(row, result) for row in result.rows]
-    shown = [name for name in lines[0] if name == "policy" or len({line[name] for line in lines[1:]}) > 1]
+    alike = {name for name in ("stages", "frames") if len({line[name] for line in lines[1:]}) == 1}
+    shown = [name for name in lines[0] if name not in alike]
     table = Table(box=None, pad_edge=False)
     for name in shown:
         table.add_column(name, justify="left" if name in ("policy", "stages") else "right")
@@ -161,7 +162,8 @@ def task_table(result: BenchmarkResult) -> str:
     for row in result.rows:
         key = (row.policy, row.stages, row.n_frames)
         mine = [t for t in result.tasks if (t.policy, t.stages, t.n_frames) == key]
-        line = {"policy": row.policy, "stages": STAGES[row.stages], "frames": str(row.n_frames)}
+        stages = "" if row.policy == BLIND else STAGES[row.stages]
+        line = {"policy": row.policy, "stages": stages, "frames": str(row.n_frames)}
         line |= {t.task: interval(t.accuracy, t.accuracy_low, t.accuracy_high) for t in mine}
         lines.append({**line, "speak": percent(row.speak), "silent": percent(row.silent)})
     return markdown_table(lines)
