@@ -11,15 +11,12 @@ from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from resv.huggingface.attach import Attachment, attach
-from resv.huggingface.load import load_model
 from resv.huggingface.recording import Recorder
 from resv.huggingface.session import Session, SessionConfig
-from resv.huggingface.versions import TransformersVersionError
 from resv.mini.model import MiniModel
 from resv.mini.picture import FRAME_PX
 from resv.mini.streams import StreamConfig, make_stream
@@ -30,7 +27,7 @@ from resv.trace_file import write_trace
 from resv.video import VideoConfig, read_frames
 from resv_sim.errors import ConfigError
 from resv_sim.progress import Progress
-from resv_sim.stream import policy_of, questions_of, side_px
+from resv_sim.stream import model_of, policy_of, questions_of, side_px
 
 MINI = "mini"
 Echo = Callable[[str], None]
@@ -82,7 +79,7 @@ def run_record(job: RecordJob, echo: Echo) -> None:
         raise ConfigError(f"--ask: '{MINI}' knows its own words only; without --video it is asked what its streams ask")
     policy = policy_of(job.policy, job.settings)
     mini = load_mini() if job.model == MINI else None
-    model = mini.llm if mini is not None else _model(job)
+    model = mini.llm if mini is not None else model_of(job.model, job.device, job.dtype)
     with closing(Recorder(probe=EveryNth(job.probe_every), folder=folder)) as recorder:
         with attach(model, policy, record=recorder) as attachment:
             steps = _session_steps(job, attachment, echo) if mini is None else _mini_steps(job, mini, attachment)
@@ -94,13 +91,6 @@ def run_record(job: RecordJob, echo: Echo) -> None:
     n_frames = sum(step.kind == "frame" for step in trace.steps)
     echo(f"{job.output}: {trace.n_tokens} tokens, {n_frames} frame steps, {len(trace.probes)} probes")
     echo(f"resv-sim --config CONFIG --set trace.recorded={job.output} --set model={job.output}")
-
-
-def _model(job: RecordJob) -> Any:
-    try:
-        return load_model(job.model, device=job.device, dtype=job.dtype)
-    except TransformersVersionError as error:
-        raise ConfigError(str(error)) from error
 
 
 def _session_steps(job: RecordJob, attachment: Attachment, echo: Echo) -> Iterator[object]:

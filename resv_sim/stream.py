@@ -82,6 +82,14 @@ def policy_of(name: str, settings: tuple[str, ...]) -> Policy:
     return policy
 
 
+def model_of(name: str, device: str, dtype: str) -> Any:
+    """`load_model`, a wrong version of transformers being the user's to mend. Raises `ConfigError` for it."""
+    try:
+        return load_model(name, device=device, dtype=dtype)
+    except TransformersVersionError as error:
+        raise ConfigError(str(error)) from error
+
+
 def questions_of(asks: tuple[str, ...]) -> list[tuple[float, str]]:
     """(seconds, question) in order; without a time a question is asked at the end. Raises `ConfigError`."""
     found = []
@@ -103,10 +111,7 @@ def run_stream(job: StreamJob, echo: Echo, tell: Echo, *, as_json: bool) -> None
     questions = questions_of(job.asks)
     _check(job, questions)
     policy, tiers = policy_of(job.policy, job.settings), _tiers(job)
-    try:
-        model = load_model(job.model, device=job.device, dtype=job.dtype)
-    except TransformersVersionError as error:
-        raise ConfigError(str(error)) from error
+    model = model_of(job.model, job.device, job.dtype)
     codec = text_codec(model)
     prompts = prompts_for(model, codec)
     if isinstance(policy, ReKV) and not policy.n_init:

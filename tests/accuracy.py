@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
-from resv.mini.model import MiniConfig
+from resv.mini.model import MiniConfig, build_network
+from resv.mini.weights import save_weights
 from resv_sim.accuracy.config import AccuracyConfig
 
 TINY = MiniConfig(
@@ -15,3 +17,10 @@ TINY = MiniConfig(
 def exam_config(**changes: Any) -> AccuracyConfig:
     """Three streams of 20 frames, asked at two moments; `changes` are fields."""
     return AccuracyConfig.model_validate({"n_streams": 3, "n_frames": 20, "moments": 2} | changes)
+
+
+def tiny_weights(folder: Path) -> Path:
+    """A weight file of the untrained model."""
+    path = folder / "tiny.safetensors"
+    save_weights(build_network(TINY, 3), path, {})
+    return path

@@ -6,7 +6,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -28,25 +27,15 @@ from resv_sim.accuracy.table import BLIND, Answered, pair_rows
 from resv_sim.config import load_experiment
 from resv_sim.errors import ConfigError
 from resv_sim.memo import Memo
-from tests.accuracy import TINY, exam_config
+from tests.accuracy import TINY, exam_config, tiny_weights
 from tests.shapes import TINY as TINY_SHAPE
 
 FULL = POLICIES["full"]()
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_weights(build_network(TINY, 3), path, {})
-    return path
+    return tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(scope="module")

@@ -7,12 +7,9 @@ import json
 from pathlib import Path
 
 import pytest
-import torch
 import yaml
 from click.testing import CliRunner
 
-from resv.mini.model import build_network
-from resv.mini.weights import save_weights
 from resv_sim import pipeline
 from resv_sim.accuracy import answering
 from resv_sim.accuracy.benchmark import benchmark_of, run_benchmark
@@ -25,25 +22,15 @@ from resv_sim.memo import Memo
 from resv_sim.progress import Progress
 from resv_sim.sweep.evaluate import evaluate, prepare_accuracy
 from resv_sim.sweep.space import points, sweep_of
-from tests.accuracy import TINY
+from tests.accuracy import tiny_weights
 from tests.sweeps import sweep_data, write_sweep
 
 SMALL = ["accuracy.n_streams=3", "accuracy.n_frames=20", "accuracy.moments=2"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
-    save_weights(build_network(TINY, 3), path, {})
-    return path
+    return tiny_weights(tmp_path_factory.mktemp("weights"))
 
 
 @pytest.fixture(autouse=True)

@@ -29,7 +29,7 @@ from resv.mini.vocabulary import (
 from resv.mini.world import World
 
 _ABSENT_SHARE = 0.7  # of "last seen" questions, about an object that is not visible, if there is one
-_FIRST_ASKED = 2  # no question before the third frame: little has happened
+FIRST_ASKED = 2  # no question before the third frame: little has happened
 
 
 @dataclass(frozen=True)
@@ -140,7 +140,7 @@ def ask_questions(
     turn to the next.
     """
     n_frames = len(world.occupancy)
-    first = max(min(_FIRST_ASKED, n_frames - 1), int(first_share * n_frames))
+    first = max(min(FIRST_ASKED, n_frames - 1), int(first_share * n_frames))
     frames = np.sort(rng.integers(first, n_frames, n_questions))
     turns = rng.permutation(np.arange(n_questions) + rng.integers(len(tasks)))
     questions = []

@@ -12,13 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from resv.mini.streams import MiniStream, StreamConfig, make_stream, random_key
-from resv.mini.tasks import BlindBaseline, Question, ask
+from resv.mini.tasks import FIRST_ASKED, BlindBaseline, Question, ask
 from resv.mini.vocabulary import Task
 from resv_sim.accuracy.config import AccuracyConfig
 from resv_sim.errors import ConfigError
 
 _MOMENT_KEY, _QUESTION_KEY = 11, 12  # tell these draws from those of the streams
-_FIRST_ASKED = 2  # as in training: no question before the third frame
 Int64 = NDArray[np.int64]
 
 
@@ -88,7 +87,7 @@ def make_exam(config: AccuracyConfig, seeds: Sequence[int]) -> Exam:
 
 def moments(config: AccuracyConfig) -> list[int]:
     """Frames after which every stream is asked, ascending, the last frame among them."""
-    first = max(_FIRST_ASKED, int(config.questions_from * config.n_frames))
+    first = max(FIRST_ASKED, int(config.questions_from * config.n_frames))
     candidates = np.arange(first, config.n_frames - 1)
     rng = np.random.default_rng([_MOMENT_KEY, config.n_frames, config.moments])
     drawn = rng.choice(candidates, min(config.moments - 1, len(candidates)), replace=False)
