@@ -15,9 +15,10 @@ from dre_sim import gpu_kernels as kernels
 from dre_sim import gpu_retrieval as retrieval
 from dre_sim.gpu_kernels import GpuConfig, Kernel, PowerMode
 from dre_sim.gpu_retrieval import SoftwareStage
+from dre_sim.offload import FetchTiming
 from dre_sim.scheduler import TaskGraph
 from dre_sim.timeline import Timeline
-from dre_sim.workload import Gemm, LayerWork, StepWork
+from dre_sim.workload import Gemm, Int64, LayerWork, StepWork
 from dre_sim.writeback import add_writeback
 
 __all__ = ["Gpu", "GpuConfig", "OutOfMemoryError", "PowerMode", "check_capacity", "device_bytes"]
@@ -142,24 +143,23 @@ class _StepOnGpu:
 
         The synchronous variant loads j when j - 1 is done, and computes after it.
         """
-        if not self._known:
-            return
-        if self.config.fetch == "synchronous":
-            self._fetch(layer)
-        elif self.config.fetch == "overlapped":
-            self._fetch_after(layer.layer)
-        else:
+        if self.config.fetch == "flexgen":
             self._wait_for_all(layer)
+        elif self._known and self.config.fetch == "synchronous":
+            self._fetch(layer)
+        elif self._known:
+            self._fetch_after(layer.layer)
 
     def _fetch_after(self, index: int) -> None:
         for target in self.work.layers[index + 1 : index + 2]:
             self._fetch(target)
 
     def _between_halves(self, layer: LayerWork) -> None:
-        """FlexGen's loop: attention is over before the next layer's cache is asked for."""
-        if self._known and self.config.fetch == "flexgen":
+        """FlexGen's loop: attention is over before the next layer's cache is asked for, predicted or not."""
+        if self.config.fetch == "flexgen":
             self._wait_for_all(layer)
-            self._fetch_after(layer.layer)
+            if self._known or self.work.predict == "next_layer":
+                self._fetch_after(layer.layer)
 
     def _wait_for_all(self, layer: LayerWork) -> None:
         """The host goes on when kernels and copies are done. Without offloading there is no such loop."""
@@ -175,14 +175,15 @@ class _StepOnGpu:
         if layer.prediction is not None:
             self._software(retrieval.cluster(self.config, layer.prediction), index)
         if mode == "same_layer" or index == 0:
-            self._predict(layer)
+            self._predict(layer, now=True)
         if mode == "next_layer" and index + 1 < len(self.work.layers):
-            self._predict(self.work.layers[index + 1])
+            self._predict(self.work.layers[index + 1], now=False)
 
-    def _predict(self, target: LayerWork) -> None:
+    def _predict(self, target: LayerWork, *, now: bool) -> None:
         if target.prediction is not None:
             self._software(retrieval.select(self.config, target.prediction), target.layer)
-        self._fetch(target)
+        if now or self.config.fetch != "flexgen":
+            self._fetch(target)
 
     def _attention(self, layer: LayerWork) -> None:
         """Waits for what the layer fetches; a selection is gathered into one run before it is read."""
@@ -197,16 +198,11 @@ class _StepOnGpu:
 
         Reads of a drive are submitted ahead of the data; copies from host memory start one after the other.
         """
-        fetch, config = target.fetch, self.config
-        if fetch is None:
+        if target.fetch is None:
             return
-        timing = config.offload.fetch(fetch.extent_bytes)
+        config = self.config
+        timing, duration_ps = self._moved(target.fetch.extent_bytes, selected=target.prediction is not None)
         self.actions.update(config.offload.fetch_actions(timing))
-        call_ps = config.copy_call_ps if config.copy_path == "memcpy" else config.gather_chunk_ps
-        calls_ps = fetch.extent_bytes.size * call_ps
-        if config.offload.kind == "host_dram":
-            calls_ps += timing.link_busy_ps
-        duration_ps = max(timing.time_ps, calls_ps)
         arriving = timing.payload_bytes
         staged = config.staging_copies * arriving
         self.actions["dram_write_bytes"] += arriving + staged
@@ -227,6 +223,20 @@ class _StepOnGpu:
         if config.fetch == "synchronous":
             self._stream += (tier, link)
             self._host += (tier, link)
+
+    def _moved(self, extent_bytes: Int64, *, selected: bool) -> tuple[FetchTiming, int]:
+        """What the tier does for a fetch, and how long it takes with the calls that start it."""
+        config, n_calls = self.config, extent_bytes.size
+        collects = selected and config.copy_path == "host_gather"
+        if collects:
+            timing, n_calls = config.offload.collected(extent_bytes), 1
+            self.actions["host_dram_bytes"] += 2 * timing.payload_bytes  # collected: read and written once more
+        else:
+            timing = config.offload.fetch(extent_bytes)
+        calls_ps = n_calls * (config.gather_chunk_ps if config.copy_path == "gather" else config.copy_call_ps)
+        if config.offload.kind == "host_dram":
+            calls_ps += timing.link_busy_ps
+        return timing, max(timing.time_ps, calls_ps)
 
     # -- units ----------------------------------------------------------------------------------------
 

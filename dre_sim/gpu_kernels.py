@@ -22,7 +22,14 @@ Stack = Literal["eager", "modules", "fused", "graph"]
 # overlapped: layer j + 1 is fetched while j computes;  synchronous: nothing else happens during a fetch
 # flexgen: j + 1 is fetched while j's feed-forward half computes, and the host waits for kernels and fetch after each
 # half of a layer, as FlexGen's loop does (`generation_loop_overlap_single_batch`, --sep-layer, commit 004ffef)
+# Where a prediction decides what is fetched, the fetch starts behind it in all three; the first does not wait for
+# anything else.
 FetchMode = Literal["overlapped", "synchronous", "flexgen"]
+
+# memcpy: a call of the host per extent;  gather: a kernel reads host memory over the link
+# host_gather: the host collects what a prediction selects in one buffer, which is then copied, as InfiniGen's released
+# code does (commit 3754f52); what is known beforehand lies together already
+CopyPath = Literal["memcpy", "gather", "host_gather"]
 
 HALF_BYTES = 2
 # Name that the score product of a vision encoder carries in a `StepWork`.
@@ -86,11 +93,11 @@ class GpuConfig(BaseModel):
 
     sort_keys_per_s: float = Field(gt=0.0, description="radix sort of 32-bit keys")
     gather_overhead_bytes: int = Field(ge=0, description="device-memory bytes wasted per gathered chunk")
-    copy_path: Literal["memcpy", "gather"] = "memcpy"
+    copy_path: CopyPath = "memcpy"
     copy_call_ps: int = Field(ge=0, description="host time per asynchronous copy or read call")
     gather_chunk_ps: int = Field(ge=0, description="time per chunk of a kernel that gathers over the link")
     staging_copies: int = Field(default=0, ge=0, le=2, description="copies in device memory after a fetch")
-    fetch: FetchMode = Field(default="overlapped", description="of steps whose fetches no prediction releases")
+    fetch: FetchMode = Field(default="overlapped", description="what a fetch may overlap with")
     offload: OffloadTier
 
     power_mode: str = "maxn"
@@ -103,6 +110,10 @@ class GpuConfig(BaseModel):
             raise ValueError(f"power_mode {self.power_mode!r} is not among the modes of {self.name}: {modes}")
         if self.activation not in self.peak_flops:
             raise ValueError(f"peak_flops of {self.name} gives no rate for activation {self.activation!r}")
+        if self.copy_path == "host_gather" and self.offload.kind != "host_dram":
+            raise ValueError(
+                f"copy_path host_gather of {self.name} collects from host memory, not from {self.offload.kind}"
+            )
         return self
 
     @property

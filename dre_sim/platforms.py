@@ -252,8 +252,12 @@ class _StepOnVRex:
         )
 
     def _fetch(self, fetch: FetchWork, layer: int, after: tuple[int, ...]) -> int:
-        """Offload tier and link work in parallel; what arrives is written to device memory."""
+        """Offload tier and link work in parallel; what arrives is written to device memory.
+
+        Without a KVMU a host submits extent by extent, ahead of the data.
+        """
         timing = self.config.offload.fetch(fetch.extent_bytes)
+        submitted_ps = fetch.extent_bytes.size * self.config.kvmu.submit_ps
         self.actions.update(self.config.offload.fetch_actions(timing))
         arriving = timing.payload_bytes
         self.actions["dram_write_bytes"] += arriving
@@ -262,7 +266,7 @@ class _StepOnVRex:
             "link",
             "fetch",
             layer,
-            timing.time_ps,
+            max(timing.time_ps, submitted_ps),
             after,
             n_bytes=arriving,
             dram_ps=self._dram_ps(arriving, write=True),

@@ -89,6 +89,19 @@ def test_prediction_and_fetch_overlap_compute_under_next_layer_and_not_under_sam
     assert exposed >= 0.95 * same.busy_ps("link", ["fetch"])
 
 
+def test_without_a_kvmu_the_host_sets_the_pace_of_small_extents() -> None:
+    """A host that takes 3.5 us an extent is hidden behind large ones, and is what takes the time of small ones."""
+    chip = platform("vrex8")
+    assert isinstance(chip, VRexConfig)
+    driven = chip.model_copy(update={"kvmu": chip.kvmu.model_copy(update={"submit_ps": 3_500_000})})
+    for tokens, paced in ((64, False), (4, True)):
+        work = statistics_step(LLAMA3_8B, 10, 20_000, POINT.model_copy(update={"tokens_per_cluster": tokens}))
+        alone, with_host = (VRex(c).simulate(work) for c in (chip, driven))
+        asked_ps = sum(3_500_000 * layer.fetch.extent_bytes.size for layer in work.layers if layer.fetch)
+        assert with_host.busy_ps("link") == (asked_ps if paced else alone.busy_ps("link"))
+        assert with_host.actions == alone.actions
+
+
 def test_attention_starts_when_its_fetch_has_ended_and_not_before() -> None:
     timeline = VRex(platform("vrex8")).simulate(statistics_step(LLAMA3_8B, 10, 40_000, POINT))
     for layer in range(LLAMA3_8B.n_layers):

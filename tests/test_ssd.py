@@ -208,6 +208,19 @@ def test_small_extents_fetch_slower_for_the_same_bytes(kind: str) -> None:
     assert small.n_transactions > large.n_transactions
 
 
+def test_a_host_that_collects_first_adds_its_passes_and_copies_one_extent() -> None:
+    extents = np.full(4_096, 256)
+    host = tier("host_dram")
+    assert host.memory is not None
+    got, copied = host.collected(extents), host.fetch(np.array([4_096 * 256]))
+    passes_ps = got.time_ps - copied.time_ps
+    assert passes_ps >= 2 * 4_096 * 256 / host.memory.peak_bytes_per_s * 1e12
+    assert got.tier_busy_ps == copied.tier_busy_ps + passes_ps
+    assert (got.payload_bytes, got.link_busy_ps) == (copied.payload_bytes, copied.link_busy_ps)
+    assert host.collected(extents).time_ps < host.collected(np.full(8_192, 128)).time_ps  # rows opened for less
+    assert host.collected(np.array([], np.int64)) == NOTHING
+
+
 def test_nothing_to_fetch_or_write_takes_no_time() -> None:
     assert tier().fetch(np.array([], np.int64)) == NOTHING == tier().write(0)
     assert NOTHING.bandwidth_bytes_per_s == 0.0

@@ -114,8 +114,9 @@ def fig4(study: Study) -> Findings:
         notes=(
             "A100 + InfiniGen: its speculation in every frame step, 10K tokens kept, batch 1, in eager PyTorch. "
             "Prediction: time in which some unit works on it; fetch: what is not hidden behind other work; LLM: the "
-            "rest of the decoder; prefill: all but the vision encoder. Single tokens gathered over the link cost more "
-            "here than in the paper, which describes neither its copies nor its host.",
+            "rest of the decoder; prefill: all but the vision encoder. The host collects single tokens "
+            "as fast as its memory allows and copies them together, as InfiniGen's code does; the paper describes "
+            "neither its copies nor its host.",
         ),
         panels=(
             Panel(
