@@ -99,17 +99,27 @@ def _bars(axis: Any, panel: Panel, facts: Mapping[str, Fact]) -> None:
     names = list(dict.fromkeys(name for points in panel.series.values() for name in points))
     width = 0.8 / len(panel.series)
     colour = colours(panel.series)
+    highest = max(value for points in panel.series.values() for value in points.values())
     for i, (series, points) in enumerate(panel.series.items()):
         x = [names.index(str(name)) + (i - (len(panel.series) - 1) / 2) * width for name in points]
-        bars = axis.bar(x, list(points.values()), 0.92 * width, color=colour[series], label=series)
-        axis.bar_label(bars, fmt="%.3g", fontsize=7, padding=1)
+        axis.bar(x, list(points.values()), 0.92 * width, color=colour[series], label=series)
         marks = panel.name_marks.get(series, {})
         found = {at: _value(facts[marks[str(n)]], str(n)) for at, n in zip(x, points, strict=True) if n in marks}
         if found:
             style = {"linestyle": "none", "marker": "o", "markersize": 8, "markerfacecolor": "none"}
             axis.plot(found.keys(), found.values(), color="black", label="published" if i == 0 else None, **style)
+        for at, value in zip(x, points.values(), strict=True):
+            _number_above(axis, at, value, found.get(at), highest)
     axis.set_xticks(range(len(names)), names, rotation=20, ha="right", fontsize=8)
     axis.margins(y=0.15)
+
+
+def _number_above(axis: Any, x: float, value: float, mark: float | None, highest: float) -> None:
+    """A bar's number above it, and above a mark that would cover it, on a linear axis or a logarithmic one."""
+    covered = mark is not None and (abs(value - mark) < 0.06 * highest or 1 / 1.3 < value / mark < 1.3)
+    place = (x, max(value, mark or 0.0) if covered else value)
+    offset = {"xytext": (0, 5 if covered else 1), "textcoords": "offset points"}
+    axis.annotate(f"{value:.3g}", place, ha="center", va="bottom", fontsize=7, **offset)
 
 
 def _value(fact: Fact, name: str) -> float | None:
