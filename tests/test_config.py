@@ -131,8 +131,8 @@ def test_an_override_reaches_prices_and_memories_through_their_names(small: str)
 
 
 def test_a_price_table_of_the_experiment_goes_before_the_platforms_own(small: str) -> None:
-    experiment, _ = load_experiment(small, ["energy.a=agx_orin_paper"])
-    assert experiment.energy["a"].name == "agx_orin_paper"
+    experiment, _ = load_experiment(small, ["energy.a=agx_orin_nameplate"])
+    assert experiment.energy["a"].name == "agx_orin_nameplate"
 
 
 def test_later_overrides_win(small: str) -> None:

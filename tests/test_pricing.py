@@ -84,10 +84,10 @@ def test_a_cap_leaves_what_it_does_not_cover() -> None:
     assert bill.by_component()["link"] == pytest.approx(12.0)
 
 
-def test_the_papers_orin_draws_forty_watts_whatever_it_does() -> None:
-    assert _bill("agx_orin_paper", {}).average_power_w == 40.0
+def test_a_nameplate_draws_forty_watts_whatever_it_does() -> None:
+    assert _bill("agx_orin_nameplate", {}).average_power_w == 40.0
     work = {"gpu_flops": 10**15, "dram_read_bytes": 10**12, "ssd_busy_ps": SECOND_PS}
-    assert _bill("agx_orin_paper", work).average_power_w == 40.0
+    assert _bill("agx_orin_nameplate", work).average_power_w == 40.0
 
 
 def test_doing_nothing_costs_leakage_and_standby() -> None:

@@ -22,7 +22,7 @@ def test_every_bundled_table_loads_under_its_own_name_and_prices_every_action(na
 
 
 def test_the_five_machines_are_bundled() -> None:
-    assert set(NAMES) >= {"vrex_14nm_lpddr5", "vrex_14nm_hbm2e", "agx_orin", "agx_orin_paper", "a100"}
+    assert set(NAMES) >= {"vrex_14nm_lpddr5", "vrex_14nm_hbm2e", "agx_orin", "agx_orin_nameplate", "a100"}
 
 
 def test_a_table_survives_being_written_and_read_again() -> None:

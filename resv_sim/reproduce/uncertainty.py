@@ -27,7 +27,6 @@ from resv_sim.results import ResultRow
 from resv_sim.validation import validated
 from resv_sim.yaml_source import read_yaml
 
-NAMEPLATE_ROW = "nameplate_power"
 QUANTILES = (0.05, 0.5, 0.95)
 _FROZEN = ConfigDict(frozen=True, extra="forbid")
 
@@ -70,12 +69,11 @@ class Uncertainty(BaseModel):
     samples_log2: int = Field(ge=2, le=12)
     parameters: tuple[Parameter, ...] = Field(min_length=1)
     prices: tuple[str, ...] = ()
-    nameplate: _Range
 
     @property
     def names(self) -> list[str]:
         """Every unknown, in the order of a sample's columns."""
-        return [*(p.name for p in self.parameters), *self.prices, self.nameplate.name]
+        return [*(p.name for p in self.parameters), *self.prices]
 
 
 @dataclass(frozen=True)
@@ -176,8 +174,6 @@ def _repriced(table: PriceTable, known: Uncertainty, quantiles: Mapping[str, flo
         for row in known.prices
         if row in quantiles and row in own
     }
-    if NAMEPLATE_ROW in table.static and known.nameplate.name in quantiles:
-        values[NAMEPLATE_ROW] = known.nameplate.at(quantiles[known.nameplate.name])
     return with_overrides(table, values) if values else table
 
 
