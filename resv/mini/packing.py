@@ -3,7 +3,7 @@
 Most questions are probes: they see the frames up to theirs and themselves, nothing sees them, so a dozen share one
 pass over a stream. The others are turns: their words and answer stay in the stream and later tokens see them, as in
 dialogue. Positions are those of a running stream; some streams are stretched by jumps between frames, so the model
-meets the distances of streams forty times as long as those it can afford to train on.
+meets the distances of streams eight times as long as the longest that it is trained on.
 """
 
 from __future__ import annotations
@@ -156,9 +156,11 @@ def make_batch(config: TrainingConfig, step: int) -> Batch:
     rng = np.random.default_rng([config.seed, step, _LENGTH_KEY])
     n_frames, n_streams = int(rng.integers(config.min_frames, config.longest_frames(step) + 1)), config.n_streams
     n_turns = int(rng.integers(0, config.max_turns + 1)) if rng.random() < config.turn_share else 0
+    n_probes = config.n_probes
     if step >= config.long_after * config.steps and rng.random() < config.long_share:
-        n_frames, n_streams = int(rng.integers(config.max_frames + 1, config.long_frames + 1)), config.long_streams
-    streams = [_stream_of(config, step, i, n_frames, n_turns + config.n_probes) for i in range(n_streams)]
+        n_frames = int(rng.integers(config.max_frames + 1, config.long_frames + 1))
+        n_streams, n_probes = config.long_streams, config.long_probes
+    streams = [_stream_of(config, step, i, n_frames, n_turns + n_probes) for i in range(n_streams)]
     packed = []
     for index, stream in enumerate(streams):
         rng = np.random.default_rng([config.seed, step, _PACK_KEY, index])

@@ -19,7 +19,7 @@ class TrainingConfig(BaseModel):
 
     model: MiniConfig = MiniConfig()
     seed: int = Field(default=1, ge=0, lt=1 << 20)
-    steps: int = Field(default=6000, gt=0)
+    steps: int = Field(default=8000, gt=0)
     n_streams: int = Field(default=16, gt=0, description="per step")
     n_shards: int = Field(default=4, gt=0, description="parts of a batch, run side by side, each on one CPU thread")
     n_probes: int = Field(default=20, gt=0, description="questions per stream that leave no trace in it")
@@ -29,14 +29,15 @@ class TrainingConfig(BaseModel):
     max_frames: int = Field(default=32, ge=4, description="longest stream of most steps")
     first_max_frames: int = Field(default=12, ge=4, description="longest stream at the first step")
     curriculum: float = Field(default=0.25, gt=0, le=1, description="share of steps until the longest is max_frames")
-    long_after: float = Field(default=0.6, ge=0, le=1, description="share of steps before the first with long streams")
+    long_after: float = Field(default=0.4, ge=0, le=1, description="share of steps before the first with long streams")
     long_share: float = Field(default=0.5, ge=0, le=1, description="of steps then, with fewer and longer streams")
-    long_frames: int = Field(default=64, ge=4, description="longest stream of these: the training length")
-    long_streams: int = Field(default=8, gt=0, description="per step of these")
+    long_frames: int = Field(default=128, ge=4, description="longest stream of these: the training length")
+    long_streams: int = Field(default=4, gt=0, description="per step of these")
+    long_probes: int = Field(default=40, gt=0, description="as n_probes, of these")
     stretch_share: float = Field(default=0.6, ge=0, le=1, description="share of streams with jumps in position")
     tasks: tuple[Task, ...] = Field(
-        default=(*TASKS, Task.LAST_SEEN, Task.FIRST_OF, Task.COUNT),
-        description="in turn; those that are slow to learn and that no frame answers are asked twice",
+        default=(*TASKS, Task.LAST_SEEN, Task.LAST_SEEN, Task.BEFORE_EMPTY, Task.COUNT),
+        description="in turn; those that are slow to learn and that no frame answers are asked more often",
     )
     hurry_after: float = Field(default=0.1, ge=0, le=1, description="share of steps at the usual tempo")
     hurried_share: float = Field(default=0.6, ge=0, le=1, description="of streams then, with much history")

@@ -15,10 +15,12 @@ from resv_sim.memo import code_fingerprint, key_of
 
 PACKAGES = ("resv", "dre_sim", "energy_models")
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"), 1)
+# Arrays of some MB come and go with every setting; kept by the allocator, none is mapped and zeroed anew (mallopt(3)).
+ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": 32 << 20, "MALLOC_TRIM_THRESHOLD_": 1 << 30}
 # A worker may die of what a point does, or of something else: a point gets three chances.
 SETTINGS = {
     "distributed.scheduler.allowed-failures": 2,
-    "distributed.nanny.pre-spawn-environ": ONE_THREAD,
+    "distributed.nanny.pre-spawn-environ": ONE_THREAD | ALLOCATOR,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.pause": False,
     "distributed.admin.large-graph-warning-threshold": "1GB",
