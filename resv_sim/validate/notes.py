@@ -31,7 +31,8 @@ its weights anew (both read in llm-awq d6e797a after the rows had been compared;
 assumed). Where the model falls short, it is mostly too fast: TinyChat's few rows after a long history; small models,
 the time outside the layers. A100: TinyChat INT4 is bound by its host, whose operator costs some 15 us there and 5.4 us
 in the platform (public figures lie between 6 and 25 us and depend on the host); llama.cpp's fp16 kernels of 2024 reach
-half of the bandwidth, why is open. Roles
+half of the bandwidth; their author replaced them that November as "relatively old and poorly written" (llama.cpp
+PR 10318, found after the comparison). Roles
 follow the conditions that an author states (head of the table), and were settled after a first comparison: the mean
 with the rows of unknown conditions stands beside the one without.""",
     "energy": """\
