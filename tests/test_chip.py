@@ -38,7 +38,7 @@ def test_an_area_bill_adds_up_and_names_its_rows() -> None:
     assert all(line.row in SERVER.units for line in bill.rows)
 
 
-@pytest.mark.parametrize(("name", "mm2"), [("agx_orin", 200), ("agx_orin_paper", 200), ("a100", 826)])
+@pytest.mark.parametrize(("name", "mm2"), [("agx_orin", 200), ("agx_orin_nameplate", 200), ("a100", 826)])
 def test_a_gpu_is_its_die(name: str, mm2: float) -> None:
     bill = area(bundled_table(name))
     assert bill.chip_mm2 == mm2
