@@ -141,7 +141,8 @@ class _StepOnGpu:
     def _fetch_known(self, layer: LayerWork) -> None:
         """Fetches that no prediction releases: layer j + 1 while j computes, in two buffers.
 
-        The synchronous variant loads j when j - 1 is done, and computes after it.
+        The synchronous variant loads j when j - 1 is done, and computes after it. In FlexGen's loop the host waits
+        here for the layer before, whatever released its fetch.
         """
         if self.config.fetch == "flexgen":
             self._wait_for_all(layer)

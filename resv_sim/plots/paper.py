@@ -116,7 +116,7 @@ def _bars(axis: Any, panel: Panel, facts: Mapping[str, Fact]) -> None:
 
 def _number_above(axis: Any, x: float, value: float, mark: float | None, highest: float) -> None:
     """A bar's number above it, and above a mark that would cover it, on a linear axis or a logarithmic one."""
-    covered = mark is not None and (abs(value - mark) < 0.06 * highest or 1 / 1.3 < value / mark < 1.3)
+    covered = mark is not None and (abs(value - mark) < 0.06 * highest or mark / 1.3 < value < mark * 1.3)
     place = (x, max(value, mark or 0.0) if covered else value)
     offset = {"xytext": (0, 5 if covered else 1), "textcoords": "offset points"}
     axis.annotate(f"{value:.3g}", place, ha="center", va="bottom", fontsize=7, **offset)
