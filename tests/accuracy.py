@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from resv.mini.model import MiniConfig, build_network
 from resv.mini.weights import save_weights
+from resv.policies.base import Policy
+from resv_sim.accuracy import answering
 from resv_sim.accuracy.config import AccuracyConfig
 
 TINY = MiniConfig(
@@ -24,3 +28,16 @@ def tiny_weights(folder: Path) -> Path:
     path = folder / "tiny.safetensors"
     save_weights(build_network(TINY, 3), path, {})
     return path
+
+
+def policies_that_sit(monkeypatch: pytest.MonkeyPatch) -> list[Policy]:
+    """The policies whose exams the model sits from now on in this process, in their order; a list that grows."""
+    ran: list[Policy] = []
+    whole = answering.answer_exam
+
+    def told(model: Any, policy: Policy, *args: Any, **fields: Any) -> Any:
+        ran.append(policy)
+        return whole(model, policy, *args, **fields)
+
+    monkeypatch.setattr(answering, "answer_exam", told)
+    return ran

@@ -27,7 +27,7 @@ from resv_sim.accuracy.table import BLIND, Answered, pair_rows
 from resv_sim.config import load_experiment
 from resv_sim.errors import ConfigError
 from resv_sim.memo import Memo
-from tests.accuracy import TINY, exam_config, tiny_weights
+from tests.accuracy import TINY, exam_config, policies_that_sit, tiny_weights
 from tests.shapes import TINY as TINY_SHAPE
 
 FULL = POLICIES["full"]()
@@ -327,14 +327,7 @@ def test_platforms_see_the_steps_that_were_run(model, exam) -> None:
 
 
 def test_accuracy_of_an_experiment_is_measured_once_per_setting(weights, tmp_path, monkeypatch) -> None:
-    ran = []
-    whole = answering.answer_exam
-
-    def told(model, policy, *args, **fields):
-        ran.append(policy)
-        return whole(model, policy, *args, **fields)
-
-    monkeypatch.setattr(answering, "answer_exam", told)
+    ran = policies_that_sit(monkeypatch)
     memo, config = Memo(tmp_path), exam_config(weights=weights)
     topk = POLICIES["topk"](k=3)
     right, drop = measured.accuracy(memo, config, topk)

@@ -22,7 +22,7 @@ from resv_sim.memo import Memo
 from resv_sim.progress import Progress
 from resv_sim.sweep.evaluate import evaluate, prepare_accuracy
 from resv_sim.sweep.space import points, sweep_of
-from tests.accuracy import tiny_weights
+from tests.accuracy import policies_that_sit, tiny_weights
 from tests.sweeps import sweep_data, write_sweep
 
 SMALL = ["accuracy.n_streams=3", "accuracy.n_frames=20", "accuracy.moments=2"]
@@ -212,14 +212,7 @@ def accuracy_sweep(weights: Path, **changes: object):
 
 
 def test_a_sweep_measures_accuracy_once_per_algorithm_setting(weights, tmp_path, monkeypatch) -> None:
-    ran = []
-    whole = answering.answer_exam
-
-    def told(model, policy, *args, **fields):
-        ran.append(policy)
-        return whole(model, policy, *args, **fields)
-
-    monkeypatch.setattr(answering, "answer_exam", told)
+    ran = policies_that_sit(monkeypatch)
     sweep, memo = accuracy_sweep(weights, constraints=["accuracy_drop <= 0.01"]), Memo(tmp_path / "memo")
     tasks = [(point.index, sweep.experiment(point)) for point in points(sweep.config)]
     found = evaluate(memo, tasks)

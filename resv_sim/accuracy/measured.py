@@ -6,14 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import lru_cache
 
-import numpy as np
-from numpy.typing import NDArray
-
 from resv.policies.base import Policy
 from resv.policies.full import Full
 from resv_sim.accuracy.config import AccuracyConfig
 from resv_sim.accuracy.outcomes import Setting, merged, parts_of, run_part
-from resv_sim.accuracy.table import Answered
+from resv_sim.accuracy.table import Answered, Bool, drop
 from resv_sim.config import Experiment
 from resv_sim.errors import ConfigError
 from resv_sim.memo import Memo
@@ -27,18 +24,15 @@ def with_accuracy(points: Sequence[Point], experiment: Experiment, memo: Memo) -
         raise ConfigError(f"experiment {experiment.name}: has no section 'accuracy'.")
     out = []
     for point in points:
-        right, drop = accuracy(memo, config, experiment.policies[point.row.policy])
-        out.append(replace(point, row=replace(point.row, accuracy=right, accuracy_drop=drop)))
+        right, lost = accuracy(memo, config, experiment.policies[point.row.policy])
+        out.append(replace(point, row=replace(point.row, accuracy=right, accuracy_drop=lost)))
     return out
 
 
 def accuracy(memo: Memo, config: AccuracyConfig, policy: Policy) -> tuple[float, float]:
-    """Share of right answers under the policy, and how much larger it is with the full cache on the same questions.
-
-    The drop is a quotient of counts: 8 of 800 questions keep a limit of 0.01, which a difference of shares may miss.
-    """
+    """Share of right answers under the policy, and how much larger it is with the full cache on the same questions."""
     right, reference = (_right(memo, config, p) for p in (policy, Full()))
-    return float(right.mean()), (int(reference.sum()) - int(right.sum())) / right.size
+    return float(right.mean()), drop(reference, right)
 
 
 def prepare(memo: Memo, config: AccuracyConfig, policy: Policy) -> None:
@@ -49,7 +43,7 @@ def prepare(memo: Memo, config: AccuracyConfig, policy: Policy) -> None:
         return
 
 
-def _right(memo: Memo, config: AccuracyConfig, policy: Policy) -> NDArray[np.bool_]:
+def _right(memo: Memo, config: AccuracyConfig, policy: Policy) -> Bool:
     setting = Setting(policy.kind, policy, config)
     outcome = merged([run_part(part, memo) for part in parts_of(setting)])
     return _answered(config.model_dump_json()).mark(policy.kind, config, outcome).right

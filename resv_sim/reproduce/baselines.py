@@ -44,9 +44,10 @@ def both_readings(study: Study) -> Findings:
 def _rows(outcome: Outcome, ours: str, published: str, nameplate: str, measured: str) -> Iterator[tuple[str, ...]]:
     for stage in STAGES:
         for length in outcome.lengths:
-            speedups = [gain(outcome, ours, base, stage, length)[0] for base in (published, measured)]
-            gains = [gain(outcome, ours, base, stage, length)[1] for base in (published, nameplate, measured)]
-            yield (ours.partition("+")[0], stage, length_name(length), *map(number, speedups + gains))
+            over = [gain(outcome, ours, base, stage, length) for base in (published, nameplate, measured)]
+            speedups = over[0][0], over[-1][0]  # what a machine draws does not change its speed
+            cells = map(number, (*speedups, *(energy for _, energy in over)))
+            yield (ours.partition("+")[0], stage, length_name(length), *cells)
 
 
 def gain(outcome: Outcome, ours: str, base: str, stage: StepKind, length: int) -> tuple[float, float]:
