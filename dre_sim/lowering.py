@@ -56,10 +56,11 @@ def head_gemms(shape: ModelShape, rows: int) -> tuple[Gemm, ...]:
     return (Gemm("lm_head", rows, shape.hidden, shape.vocab, weight_bytes),)
 
 
-def vision_gemms(vision: VisionShape, images: int, tokens_per_frame: int, llm_hidden: int) -> tuple[Gemm, ...]:
-    """Vision encoder and projector for `images` frames. Attention GEMMs carry no weights."""
+def vision_gemms(vision: VisionShape, frames: int, tokens_per_frame: int, llm_hidden: int) -> tuple[Gemm, ...]:
+    """Vision encoder and projector, the images of all frames together. Attention GEMMs carry no weights."""
     p, d, f = vision.n_patches, vision.hidden, vision.ffn
     per_element = vision.weight_bits // 8
+    images = frames * vision.images_per_frame
     rows = images * p
 
     def linear(name: str, m: int, k: int, n: int) -> Gemm:
@@ -74,16 +75,16 @@ def vision_gemms(vision: VisionShape, images: int, tokens_per_frame: int, llm_hi
         linear("vision_fc2", rows, f, d),
     )
     widths = vision.projector_widths or (d, *[llm_hidden] * (vision.projector_layers - 1))
-    projected = images * (vision.projector_tokens or tokens_per_frame)
+    projected = frames * (vision.projector_tokens or tokens_per_frame)
     projector = tuple(linear("projector", projected, a, b) for a, b in pairwise((*widths, llm_hidden)))
     return (linear("patch_embed", rows, vision.patch_elements, d), *block * vision.n_layers, *projector)
 
 
-def vision_vector_elements(vision: VisionShape, images: int) -> int:
+def vision_vector_elements(vision: VisionShape, frames: int) -> int:
     """Elements of two norms, softmax, GELU and two residuals per encoder layer."""
     p = vision.n_patches
     per_layer = p * (4 * vision.hidden + vision.ffn) + vision.n_heads * p * p
-    return images * vision.n_layers * per_layer
+    return frames * vision.images_per_frame * vision.n_layers * per_layer
 
 
 def layer_vector_elements(shape: ModelShape, rows: int) -> int:
@@ -123,12 +124,11 @@ def _step(
     layers: Sequence[LayerWork],
     policy: str,
 ) -> StepWork:
-    images = batch if kind == "frame" and shape.vision is not None else 0
     vision: tuple[Gemm, ...] = ()
     vector = 0
-    if images and shape.vision is not None:
-        vision = vision_gemms(shape.vision, images, shape.tokens_per_frame, shape.hidden)
-        vector = vision_vector_elements(shape.vision, images)
+    if kind == "frame" and shape.vision is not None:
+        vision = vision_gemms(shape.vision, batch, shape.tokens_per_frame, shape.hidden)
+        vector = vision_vector_elements(shape.vision, batch)
     return StepWork(
         kind=kind,
         batch=batch,

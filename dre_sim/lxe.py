@@ -9,6 +9,7 @@ no device memory, but returns how often the weights have to stream from it.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
@@ -63,6 +64,12 @@ class LxeConfig(BaseModel):
         gt=0,
         description="weights reaching the chip in a cycle (204.8 GB/s at 800 MHz); only weighs one schedule "
         "against another",
+    )
+    memory_port_bytes: float | None = Field(
+        default=None,
+        gt=0.0,
+        description="device-memory bytes that a core takes in per cycle; the cores share what streams evenly; "
+        "null: as fast as memory delivers",
     )
 
     @property
@@ -179,6 +186,11 @@ def attention_scores_cycles(config: LxeConfig, rows: int, depth: int, columns: i
     return _stream_cycles(config, tiles, rows, 1)
 
 
+def port_cycles(config: LxeConfig, n_bytes: int) -> int:
+    """Cycles in which the memory ports of all cores together take in `n_bytes`."""
+    return math.ceil(n_bytes / (config.cores * config.memory_port_bytes)) if config.memory_port_bytes else 0
+
+
 def vector(config: LxeConfig, elements: int, ops_per_element: int) -> VectorCycles:
     """Element-wise work dealt evenly to the VPEs, `vpe_width` elements and one operation a cycle."""
     if min(elements, ops_per_element) < 0:
@@ -242,7 +254,8 @@ def _of_dealing(
 
 
 def _cost(config: LxeConfig, schedule: GemmCycles, k: int, n: int) -> tuple[int, int, int]:
-    stream = _ceil(schedule.weight_passes * k * n * config.operand_bytes, config.stream_bytes_per_cycle)
+    weight_bytes = schedule.weight_passes * k * n * config.operand_bytes
+    stream = max(_ceil(weight_bytes, config.stream_bytes_per_cycle), port_cycles(config, weight_bytes))
     sram_bytes = schedule.sram_read_bytes + schedule.sram_write_bytes
     return max(schedule.cycles, stream), schedule.cycles, sram_bytes
 

@@ -35,6 +35,7 @@ class VisionShape(BaseModel):
     n_patches: int = Field(gt=0, description="tokens inside the encoder, e.g. (384 / 16)^2 = 576")
     patch_elements: int = Field(gt=0, description="inputs of the patch embedding, e.g. 3 * 16 * 16")
     image_px: int = Field(gt=0)
+    images_per_frame: int = Field(default=1, gt=0, description="encoder passes of a frame: tiles, crops, views")
     projector_layers: int = Field(default=2, ge=1, description="linear layers from the encoder to the LLM")
     projector_widths: tuple[Annotated[int, Field(gt=0)], ...] = Field(
         default=(), description="inputs of each projector layer; empty = the encoder's hidden, then the LLM's"

@@ -49,6 +49,10 @@ class Progress:
         if not self._quiet and not self._terminal:
             print(what, file=self._stream, flush=True)
 
+    def of_parts(self) -> Progress:
+        """For the runs of a longer job: the same bars, no line per probe."""
+        return Progress(quiet=not self._terminal, stream=self._stream, delay_s=self._delay_s)
+
     def _bar(self) -> Bar:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn

@@ -300,3 +300,13 @@ def test_a_quiet_progress_says_nothing() -> None:
         advance()
         progress.finished("x")
     assert stream.getvalue() == ""
+
+
+def test_runs_of_a_longer_job_have_bars_and_no_lines() -> None:
+    lines, terminal = io.StringIO(), Terminal()
+    Progress(stream=lines, delay_s=0).of_parts().finished("frame at 1000 tokens")
+    with Progress(stream=terminal, delay_s=0.01).of_parts().task("layers", 1) as advance:
+        time.sleep(0.3)
+        advance()
+    assert lines.getvalue() == ""
+    assert "layers" in terminal.getvalue()

@@ -26,7 +26,7 @@ POINTS = {
 }
 CASES = [
     f"{name} | {point} | {kind} | 20000"
-    for name in ("vrex8", "vrex48", "agx_orin", "agx_orin_paper", "a100")
+    for name in ("vrex8", "vrex48", "agx_orin", "agx_orin_eager", "agx_orin_paper", "a100", "a100_eager")
     for point in POINTS
     for kind in ("frame", "decode")
 ]

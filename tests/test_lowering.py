@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dre_sim.lowering import LayerTransfers, dense_step, linear_gemms, lower, vision_gemms
+from dre_sim.lowering import LayerTransfers, dense_step, linear_gemms, lower, vision_gemms, vision_vector_elements
 from dre_sim.workload import FetchWork, Method
 from resv.selection import Counts, LayerSelection, Selection
 from resv.trace import Step
@@ -34,6 +34,14 @@ def test_siglip_l_384_costs_about_192_gmacs_and_316_million_weights() -> None:
     encoder = [g for g in gemms if g.name != "projector"]
     assert sum(g.macs for g in encoder) == pytest.approx(192.07e9, rel=0.04)
     assert sum(g.weight_bytes for g in encoder) / 2 == pytest.approx(316.28e6, rel=0.06)
+
+
+def test_images_of_a_frame_share_weights_and_are_projected_as_one_frame() -> None:
+    tiled = SIGLIP_L_384.model_copy(update={"images_per_frame": 3})
+    for one, three in zip(vision_gemms(SIGLIP_L_384, 2, 10, 4096), vision_gemms(tiled, 2, 10, 4096), strict=True):
+        times = 1 if one.name == "projector" else 3
+        assert (three.macs, three.weight_bytes) == (times * one.macs, one.weight_bytes)
+    assert vision_vector_elements(tiled, 2) == 3 * vision_vector_elements(SIGLIP_L_384, 2)
 
 
 def test_attention_counts_cached_tokens_and_the_causal_half_of_the_new_ones() -> None:

@@ -26,6 +26,7 @@ SMALL = st.builds(
     sram_bytes=st.integers(600, 4000),
     weight_port_bytes=st.integers(4, 64),
     stream_bytes_per_cycle=st.integers(1, 64),
+    memory_port_bytes=st.sampled_from([None, 0.5, 2.0, 26.6]),
 )
 SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40), st.integers(1, 40))
 
@@ -48,6 +49,8 @@ def test_gemm_is_the_best_schedule_of_the_twin(config: LxeConfig, sizes: tuple[i
     def cost(s: naive.NaiveGemm) -> tuple[int, int, int]:
         weights = s.weight_passes * k * n * config.operand_bytes
         stream = int(np.ceil(weights / config.stream_bytes_per_cycle))
+        if config.memory_port_bytes is not None:
+            stream = max(stream, int(np.ceil(weights / (config.cores * config.memory_port_bytes))))
         return max(s.cycles, stream), s.cycles, s.sram_read_bytes + s.sram_write_bytes
 
     possible = [s for s in schedules if s is not None]
@@ -118,6 +121,21 @@ def test_rows_beyond_the_sram_stream_the_weights_again() -> None:
 def test_a_vision_block_is_dealt_by_rows_so_that_weights_stream_once() -> None:
     got = lxe.gemm(LxeConfig(), 576, 1024, 4096)
     assert (got.weight_passes, got.dealing) == (1, "rows")
+
+
+def test_ports_of_all_cores_together_take_in_what_streams() -> None:
+    config = LxeConfig(cores=8, memory_port_bytes=26.6)
+    assert lxe.port_cycles(config, 0) == 0
+    assert lxe.port_cycles(config, 2128) == 10  # 8 x 26.6 = 212.8 B a cycle
+    assert lxe.port_cycles(config, 2129) == 11
+    assert lxe.port_cycles(LxeConfig(cores=8), 10**12) == 0
+
+
+def test_a_narrow_port_favours_the_schedule_that_streams_weights_less_often() -> None:
+    """Two passes by columns take fewer cycles until every pass has to come through the ports."""
+    free, narrow = (LxeConfig(memory_port_bytes=port) for port in (None, 2.0))
+    chosen = [lxe.gemm(config, 576, 512, 2048) for config in (free, narrow)]
+    assert [(c.weight_passes, c.dealing) for c in chosen] == [(2, "columns"), (1, "rows")]
 
 
 def _stream_or_cycles(config: LxeConfig, sizes: tuple[int, int, int]) -> int:

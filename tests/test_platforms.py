@@ -17,7 +17,7 @@ from tests.bundled import platform
 from tests.shapes import LLAMA3_8B, TINY
 
 POINT = OperatingPoint(ratio=0.15, resident_tokens=5_000)
-NAMES = ("vrex8", "vrex48", "agx_orin", "agx_orin_paper", "a100")
+NAMES = ("vrex8", "vrex48", "agx_orin", "agx_orin_eager", "agx_orin_paper", "a100", "a100_eager")
 
 
 def simulate(config: object, work: StepWork):  # type: ignore[no-untyped-def]
@@ -100,6 +100,22 @@ def test_without_a_kvmu_the_host_sets_the_pace_of_small_extents() -> None:
         asked_ps = sum(3_500_000 * layer.fetch.extent_bytes.size for layer in work.layers if layer.fetch)
         assert with_host.busy_ps("link") == (asked_ps if paced else alone.busy_ps("link"))
         assert with_host.actions == alone.actions
+
+
+@pytest.mark.parametrize("name", ["vrex8", "vrex48"])
+def test_an_output_token_waits_for_the_ports_of_the_cores(name: str) -> None:
+    chip = platform(name)
+    assert isinstance(chip, VRexConfig)
+    work = dense_step(LLAMA3_8B, 1, 1000, kind="decode")
+
+    def end_s(port_bytes: float | None) -> float:
+        lxe = chip.lxe.model_copy(update={"memory_port_bytes": port_bytes})
+        return VRex(chip.model_copy(update={"lxe": lxe})).simulate(work).end_ps * 1e-12
+
+    weights = sum(g.weight_bytes for g in (*work.head, *(g for layer in work.layers for g in layer.gemms)))
+    taken_s = weights / (chip.lxe.cores * 26.6 * chip.lxe.frequency_hz)
+    assert taken_s < end_s(26.6) < 1.02 * taken_s
+    assert end_s(None) < 0.95 * end_s(26.6) < 0.95 * end_s(20.0)
 
 
 def test_attention_starts_when_its_fetch_has_ended_and_not_before() -> None:

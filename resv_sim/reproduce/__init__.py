@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from resv_sim.errors import ConfigError, hint
 from resv_sim.published import Contradiction, PublishedFacts, published_facts
 from resv_sim.reproduce.ablation import fig16, fig19
-from resv_sim.reproduce.baselines import both_readings
+from resv_sim.reproduce.baselines import readings
 from resv_sim.reproduce.calibration import fitted
 from resv_sim.reproduce.items import Findings, Item, beside
 from resv_sim.reproduce.machine import fig17, fig18
@@ -81,7 +81,7 @@ FIGURES: dict[str, Figure] = {
     "table1": Figure("Platforms", ("Table I",), table1),
     "table2": Figure("COIN", ("Table II",), table2),
     "table3": Figure("Area and power of a core", ("Table III",), table3),
-    "baselines": Figure("What the baselines' figures decide", (), both_readings),
+    "baselines": Figure("What the baselines' figures decide", (), readings),
     "calibration": Figure("What was fitted", (), fitted),
     "uncertainty": Figure("How sure the headline rows are", (), headlines),
 }

@@ -20,7 +20,7 @@ from resv_sim.reproduce.study import Study
 LENGTH = 40_000
 STEPS = {
     "AGX + FlexGen": AGX,
-    "AGX + ReSV": "agx_orin_paper+resv",
+    "AGX + ReSV": "agx_orin_eager+resv",
     "V-Rex8 without KVMU": "vrex8_kvpu+resv",
     "V-Rex8": OURS,
 }

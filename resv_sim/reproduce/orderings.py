@@ -9,7 +9,7 @@ from resv_sim.plots.style import length_name
 from resv_sim.reproduce.items import Statement, not_run
 from resv_sim.reproduce.study import Outcome
 
-AGX = "agx_orin_paper"
+AGX = "agx_orin_eager"
 # Policies as AGX Orin runs them in Figs. 13 and 14, with the paper's names.
 RIVALS = {"InfiniGen": "infinigen", "InfiniGenP": "infinigenp", "ReKV": "rekv_vrex"}
 REAL_TIME_FPS = 2  # source: the rate at which the streaming model was trained

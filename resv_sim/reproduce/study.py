@@ -1,14 +1,16 @@
 """The paper's experiments, each run once: figures share traces, steps and rows.
 
-Batch 1 is traced. A larger batch is made from a traced step at the same cache length, as if all its streams were
-like the traced one; its rows are marked `statistics`, since one stream stands for all. The streams share the device's
-capacity for K and V: the traced one has its part of `recent_bytes`.
+The paper's figures are means over a data set, and what an output token retrieves differs from stream to stream: rows of
+ReSV are means over `STREAMS` streams, seeds apart. Budgets and full caches do not differ and are run once. Timelines
+are the first stream's. Batch 1 is traced. A larger batch is made from a traced step at the same cache length, as if all
+its streams were like the first; its rows are marked `statistics`, since one stream stands for all. The streams share
+the device's capacity for K and V: the traced one has its part of `recent_bytes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from resv_sim.results import ExperimentResult, ResultRow
 from resv_sim.rows import Point
 
 Key = tuple[str, StepKind, int]
+STREAMS, AVERAGED_POLICY = 4, "resv"
 _NOT_REPEATED = ("hash_gemm", "query_gemm", "clusters", "dre", "cut")
 
 
@@ -36,11 +39,15 @@ def paper_experiment(name: str) -> Path:
 
 @dataclass(frozen=True)
 class Outcome:
-    """One experiment, run. `points` are keyed by platform+policy, stage and cache length."""
+    """One experiment, run. `points` are keyed by platform+policy, stage and cache length; rows are means over streams.
+
+    `streams` holds the points of every stream where there are several.
+    """
 
     experiment: Experiment
     result: ExperimentResult
     points: Mapping[Key, Point]
+    streams: Mapping[Key, Sequence[Point]] = field(default_factory=dict)
 
     @property
     def lengths(self) -> list[int]:
@@ -69,6 +76,7 @@ class Study:
 
     def __init__(self, progress: Progress, jobs: int = 2, *, use_cache: bool = True) -> None:
         self.progress, self.jobs, self.use_cache = progress, jobs, use_cache
+        self._of_runs = progress.of_parts()
         self.memo = Memo(cache_directory() if use_cache else None)
         self._outcomes: dict[tuple[str, str, int], Outcome] = {}
         self._batched: dict[tuple[str, str, StepKind, int], list[Point]] = {}
@@ -82,10 +90,19 @@ class Study:
         if (name, label, share) not in self._outcomes:
             experiment, _ = load_experiment(str(paper_experiment(name)))
             experiment = with_share(experiment, label, share) if label else experiment
-            result, points = run_with_points(experiment, self.progress, self.jobs, use_cache=self.use_cache)
-            keyed = {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points}
-            self._outcomes[name, label, share] = Outcome(experiment, result, keyed)
+            result, points = self._ran(experiment)
+            others = [_keyed(self._ran(e)[1]) for e in other_streams(experiment)] if share == 1 else []
+            streams = {key: [p, *(o[key] for o in others if key in o)] for key, p in _keyed(points).items()}
+            means = with_gains([mean_point(s) for s in streams.values()], experiment.baseline.label)
+            result = replace(result, rows=tuple(p.row for p in means))
+            self._outcomes[name, label, share] = Outcome(experiment, result, _keyed(means), streams)
         return self._outcomes[name, label, share]
+
+    def _ran(self, experiment: Experiment) -> tuple[ExperimentResult, tuple[Point, ...]]:
+        done = run_with_points(experiment, self._of_runs, self.jobs, use_cache=self.use_cache)
+        labels = ", ".join(run.label for run in experiment.runs)
+        self.progress.finished(f"{experiment.name}, seed {experiment.trace.seed}: {labels}")
+        return done
 
     def batched(self, name: str, label: str, stage: StepKind, batch: int) -> list[Point]:
         """A run's steps of one stage with `batch` streams, at every length where they fit."""
@@ -101,6 +118,40 @@ class Study:
         """`batched` for several runs, gains over the experiment's baseline filled in."""
         points = [p for label in labels for p in self.batched(name, label, stage, batch)]
         return with_gains(points, self.outcome(name).experiment.baseline.label)
+
+
+def other_streams(experiment: Experiment) -> list[Experiment]:
+    """The runs that are averaged, with the seeds of the other streams; none for a session."""
+    runs = tuple(run for run in experiment.runs if run.policy == AVERAGED_POLICY)
+    if not runs or experiment.workload.kind != "probes":
+        return []
+    first = experiment.trace.seed
+    traces = [experiment.trace.model_copy(update={"seed": first + i}) for i in range(1, STREAMS)]
+    return [experiment.model_copy(update={"runs": runs, "baseline": runs[0], "trace": trace}) for trace in traces]
+
+
+def mean_point(points: Sequence[Point]) -> Point:
+    """The first stream's step with the mean of all streams' rows."""
+    return replace(points[0], row=mean_row([p.row for p in points]))
+
+
+def mean_row(rows: Sequence[ResultRow]) -> ResultRow:
+    """Mean of every number that all rows have; rates are those of the means. Counts stay whole."""
+    first = rows[0]
+    if len(rows) == 1:
+        return first
+    means: dict[str, float] = {}
+    for f in fields(ResultRow):
+        values = [getattr(row, f.name) for row in rows]
+        if f.name != "seed" and all(isinstance(v, (int, float)) for v in values):
+            mean = float(np.mean(values))
+            means[f.name] = round(mean) if isinstance(values[0], int) else mean
+    row = replace(first, **means)  # type: ignore[arg-type]
+    return replace(row, power_w=row.energy_j / row.latency_s, fps=first.fps and 1.0 / row.latency_s)
+
+
+def _keyed(points: Sequence[Point]) -> dict[Key, Point]:
+    return {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points}
 
 
 def with_share(experiment: Experiment, label: str, share: int) -> Experiment:

@@ -137,7 +137,7 @@ def fig4(study: Study) -> Findings:
 
 def _retrieval_shares(outcome: Outcome) -> dict[str, float]:
     """Shares of a frame step with retrieval: of the latency at 40K and 80K, and of the operations at 40K."""
-    near, far = (outcome.points[f"a100_paper+{policy}", "frame", n] for policy, n in FIG4_RUNS)
+    near, far = (outcome.points[f"a100_eager+{policy}", "frame", n] for policy, n in FIG4_RUNS)
     near_s, far_s = near.row.latency_s - _vision_s(near), far.row.latency_s - _vision_s(far)
     prediction, fetch = near.row.prediction_s / near_s, near.row.exposed_fetch_s / near_s
     operations = sum(_prediction_flops(layer.prediction) for layer in near.work.layers)
