@@ -301,6 +301,7 @@ class _StepOnVRex:
         return self.graph.add("lxe", what, layer, self._cycles_ps(vector.cycles), after)
 
     def _taken(self, n_bytes: int) -> int:
+        """Cycles in which the cores take in what an engine reads from memory."""
         return lxe_model.port_cycles(self.config.lxe, n_bytes)
 
     def _cycles_ps(self, cycles: int) -> int:

@@ -42,9 +42,7 @@ def latency(rows: Sequence[ResultRow], published: Sequence[PublishedComparison])
             (line,) = axis.plot(*zip(*marks, strict=True), label="V-Rex, published", **PUBLISHED)
             handles.append(line)
         log_length_axis(axis, lengths_of(here))
-        axis.set_yscale("log")
-        axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-        axis.yaxis.set_minor_formatter(two_and_five)
+        log_values(axis)
         axis.set_ylabel("latency (s)")
         axis.set_title(f"{stage} stage")
         axis.grid(visible=True, which="both", axis="y", linewidth=0.4, alpha=0.5)
@@ -129,6 +127,13 @@ def log_length_axis(axis: Any, lengths: Sequence[int]) -> None:
     axis.set_xticks(lengths, [length_name(length) for length in lengths])
     axis.xaxis.minorticks_off()
     axis.set_xlabel("cache length (tokens)")
+
+
+def log_values(axis: Any) -> None:
+    """A logarithmic vertical axis with plain numbers."""
+    axis.set_yscale("log")
+    axis.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.yaxis.set_minor_formatter(two_and_five)
 
 
 def two_and_five(value: float, _: int) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from resv_sim.plots.curves import log_values
 from resv_sim.plots.style import GREY, MARKERS, PALETTE, canvas, colours, length_name
 from resv_sim.published import Fact, items_of
 from resv_sim.reproduce.items import Item, Panel, Tornado
@@ -32,7 +33,7 @@ def panels(shown: Sequence[Panel], facts: Sequence[Fact], lengths: Sequence[int]
         axis.set_title(panel.title)
         axis.set_ylabel(panel.y_label)
         if panel.log_y:
-            axis.set_yscale("log")
+            log_values(axis)
         if len(panel.series) > 1 or panel.marks or panel.name_marks:
             axis.legend(fontsize=7)
     return figure
