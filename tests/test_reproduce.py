@@ -392,14 +392,20 @@ def test_each_reading_of_a_baseline_has_its_own_speed_and_energy() -> None:
     assert table[1] / table[0] > measured[1] / measured[0]
 
 
-def test_the_roofline_is_the_decoders() -> None:
-    """Operations, bytes and time of the encoder are left out; no machine is above its own roofline."""
+@cache
+def with_encoder() -> Outcome:
+    """Two layers of Llama-3-8B behind its encoder, at 200 tokens, nothing resident."""
     settings = ("workload.kv_lengths_tokens=[200]", "model.n_layers=2", "policies.resv.recent_bytes=0")
     experiment, _ = load_experiment(str(paper_experiment("fig13_edge")), settings)
     runs = tuple(run for run in experiment.runs if run.label in (AGX, OURS))
     experiment = experiment.model_copy(update={"runs": runs})
     result, points = run_with_points(experiment, Progress(quiet=True), 1)
-    outcome = Outcome(experiment, result, {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points})
+    return Outcome(experiment, result, {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points})
+
+
+def test_the_roofline_is_the_decoders() -> None:
+    """Operations, bytes and time of the encoder are left out; no machine is above its own roofline."""
+    outcome = with_encoder()
     for label in (AGX, OURS):
         point = outcome.points[label, "frame", 200]
         part = machine.decoder_part(point)
@@ -468,6 +474,22 @@ def test_moving_nothing_changes_nothing_and_an_end_is_the_end_of_the_range() -> 
     assert fast.platforms["agx_orin_eager"].dram_bytes_per_s == 204.8e9
     cheap = unsure.moved(experiment, known, {"dram_read_bytes": 0.0})
     assert cheap.energy["vrex8"].actions["dram_read_bytes"].cost_pj == pytest.approx(40.0)
+
+
+def test_encoder_passes_are_whole_and_move_the_frame() -> None:
+    known, outcome = few_samples(), with_encoder()
+    passes = known.parameters[-1]
+    assert passes.targets == ("model.vision.images_per_frame",)
+
+    def moved(quantile: float) -> Any:
+        return unsure.moved(outcome.experiment, known, {passes.name: quantile})
+
+    counts = [moved(q).model.vision.images_per_frame for q in (0.0, 0.4, 0.7, 1.0)]
+    assert counts == [1, 2, 3, 4]
+    default = unsure._headlines(outcome, outcome.experiment)
+    assert unsure._headlines(outcome, moved(0.7)) == default
+    fewer, more = (unsure._headlines(outcome, moved(q)) for q in (0.0, 1.0))
+    assert fewer[-1] > default[-1] > more[-1]  # frames per second
 
 
 def test_a_path_that_leads_nowhere_is_named() -> None:
