@@ -87,6 +87,14 @@ def vision_vector_elements(vision: VisionShape, frames: int) -> int:
     return frames * vision.images_per_frame * vision.n_layers * per_layer
 
 
+def vision_work(shape: ModelShape, frames: int) -> tuple[tuple[Gemm, ...], int]:
+    """Products and vector elements of encoder and projector; none without frames or without an encoder."""
+    if shape.vision is None or frames == 0:
+        return (), 0
+    gemms = vision_gemms(shape.vision, frames, shape.tokens_per_frame, shape.hidden)
+    return gemms, vision_vector_elements(shape.vision, frames)
+
+
 def layer_vector_elements(shape: ModelShape, rows: int) -> int:
     """Elements of two norms and two residuals (4·hidden), RoPE on q and k, and SwiGLU of one layer."""
     rope = (shape.n_query_heads + shape.n_kv_heads) * shape.head_dim
@@ -124,11 +132,7 @@ def _step(
     layers: Sequence[LayerWork],
     policy: str,
 ) -> StepWork:
-    vision: tuple[Gemm, ...] = ()
-    vector = 0
-    if kind == "frame" and shape.vision is not None:
-        vision = vision_gemms(shape.vision, batch, shape.tokens_per_frame, shape.hidden)
-        vector = vision_vector_elements(shape.vision, batch)
+    vision, vector = vision_work(shape, batch if kind == "frame" else 0)
     return StepWork(
         kind=kind,
         batch=batch,

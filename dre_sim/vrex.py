@@ -196,19 +196,10 @@ class _StepOnVRex:
         depth = p.score_macs // max(1, p.score_rows * p.clusters) if p.clusters else 0
         cycles = lxe_model.attention_scores_cycles(self.config.lxe, rows, depth, p.clusters, p.kv_heads)
         self.actions["dpe_macs"] += p.score_macs
-        self.actions["dram_read_bytes"] += p.score_read_bytes
         vector = lxe_model.vector(self.config.lxe, p.exp_elements, lxe_model.EXP_OPS)
         self.actions["vpe_ops"] += vector.ops
         self.actions["lxe_sram_bytes"] += 2 * p.score_read_bytes
-        return self.graph.add(
-            "lxe",
-            "prediction",
-            layer,
-            self._cycles_ps(max(cycles + vector.cycles, self._taken(p.score_read_bytes))),
-            after,
-            dram_ps=self._dram_ps(p.score_read_bytes),
-            dram_bytes=p.score_read_bytes,
-        )
+        return self._on_lxe("prediction", layer, cycles + vector.cycles, after, p.score_read_bytes)
 
     def _threshold(self, p: PredictionWork, layer: int, after: int) -> int:
         """WTU and the KVMU's look-ups, or a sort or selection on the vector engine where there is no DRE."""
@@ -240,16 +231,8 @@ class _StepOnVRex:
         self.actions["vpe_ops"] += vector.ops
         self.actions["lxe_sram_bytes"] += gemm.sram_read_bytes + gemm.sram_write_bytes
         read_bytes = a.kv_read_bytes * gemm.weight_passes
-        self.actions["dram_read_bytes"] += read_bytes
-        return self.graph.add(
-            "lxe",
-            "attention",
-            layer.layer,
-            self._cycles_ps(max(gemm.cycles + vector.cycles, self._taken(read_bytes))),
-            after,
-            dram_ps=self._dram_ps(read_bytes, a.chunk_bytes),
-            dram_bytes=read_bytes,
-        )
+        cycles = gemm.cycles + vector.cycles
+        return self._on_lxe("attention", layer.layer, cycles, after, read_bytes, a.chunk_bytes)
 
     def _fetch(self, fetch: FetchWork, layer: int, after: tuple[int, ...]) -> int:
         """Offload tier and link work in parallel; what arrives is written to device memory.
@@ -284,14 +267,21 @@ class _StepOnVRex:
         self.actions["vpe_ops"] += vector.ops
         self.actions["lxe_sram_bytes"] += cost.sram_read_bytes + cost.sram_write_bytes
         read_bytes = weight_bytes + gemm.activation_bytes
+        return self._on_lxe(what, layer, max(cost.cycles, vector.cycles), after, read_bytes)
+
+    def _on_lxe(
+        self, what: str, layer: int, cycles: int, after: tuple[int, ...], read_bytes: int, chunk_bytes: int = 0
+    ) -> int:
+        """Engine work that streams from memory: as fast as engines, memory ports and memory allow."""
         self.actions["dram_read_bytes"] += read_bytes
+        taken = lxe_model.port_cycles(self.config.lxe, read_bytes)
         return self.graph.add(
             "lxe",
             what,
             layer,
-            self._cycles_ps(max(cost.cycles, vector.cycles, self._taken(read_bytes))),
+            self._cycles_ps(max(cycles, taken)),
             after,
-            dram_ps=self._dram_ps(read_bytes),
+            dram_ps=self._dram_ps(read_bytes, chunk_bytes),
             dram_bytes=read_bytes,
         )
 
@@ -299,10 +289,6 @@ class _StepOnVRex:
         vector = lxe_model.vector(self.config.lxe, ops, 1)
         self.actions["vpe_ops"] += vector.ops
         return self.graph.add("lxe", what, layer, self._cycles_ps(vector.cycles), after)
-
-    def _taken(self, n_bytes: int) -> int:
-        """Cycles in which the cores take in what an engine reads from memory."""
-        return lxe_model.port_cycles(self.config.lxe, n_bytes)
 
     def _cycles_ps(self, cycles: int) -> int:
         return -(-cycles * 10**12 // round(self.config.lxe.frequency_hz))

@@ -10,8 +10,10 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from dre_sim.dre import simulate_dre_layer
+from dre_sim.gpu import GpuConfig
 from dre_sim.kvmu import FetchPlan, KvmuConfig, KvmuState, fetch_list
 from dre_sim.lowering import LayerTransfers
+from dre_sim.lxe import peak_flops
 from dre_sim.platforms import VRexConfig
 from dre_sim.workload import DreJob, Method
 from energy_models.scaling import UnitParameters
@@ -31,6 +33,16 @@ class LayerOnPlatform:
     transfers: tuple[LayerTransfers, ...]
     jobs: tuple[DreJob | None, ...]
     table_bytes: tuple[int, ...]
+
+
+def peak_flops_per_s(config: VRexConfig | GpuConfig) -> float:
+    """Dense peak of the engines, operations per second."""
+    return peak_flops(config.lxe) if isinstance(config, VRexConfig) else config.peak_flops[config.activation]
+
+
+def memory_bytes_per_s(config: VRexConfig | GpuConfig) -> float:
+    """Bandwidth of the device memory: the pins' of V-Rex, what is called usable of a GPU."""
+    return config.memory.peak_bytes_per_s if isinstance(config, VRexConfig) else config.dram_bytes_per_s
 
 
 def layer_on_platform(

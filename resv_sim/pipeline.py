@@ -26,7 +26,14 @@ from resv.trace import KVTrace, Step
 from resv_sim import reporting
 from resv_sim.config import Experiment, RunConfig
 from resv_sim.functional import LayerOutcome, correlation_statistics, functional_layer
-from resv_sim.hardware import LayerOnPlatform, layer_on_platform, merge_jobs, method_of, unit_parameters
+from resv_sim.hardware import (
+    LayerOnPlatform,
+    layer_on_platform,
+    memory_bytes_per_s,
+    merge_jobs,
+    method_of,
+    unit_parameters,
+)
 from resv_sim.memo import Memo, cache_directory
 from resv_sim.progress import Progress
 from resv_sim.provenance import git_revision
@@ -207,7 +214,6 @@ def point_context(experiment: Experiment, platform: str, policy: str, revision: 
     config = experiment.platforms[platform]
     table = experiment.energy[platform]
     has_area = isinstance(config, VRexConfig) or bool(table.areas)
-    bandwidth = config.memory.peak_bytes_per_s if isinstance(config, VRexConfig) else config.dram_bytes_per_s
     return PointContext(
         experiment=experiment.name,
         platform=platform,
@@ -217,7 +223,7 @@ def point_context(experiment: Experiment, platform: str, policy: str, revision: 
         config_hash=experiment.config_hash(),
         git_revision=revision,
         area_mm2=area(table, parameters(experiment, platform)).chip_mm2 if has_area else None,
-        memory_bytes_per_s=bandwidth,
+        memory_bytes_per_s=memory_bytes_per_s(config),
     )
 
 

@@ -6,14 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from dre_sim.gpu import GpuConfig
-from dre_sim.lxe import peak_flops
 from dre_sim.platforms import VRexConfig
 from dre_sim.scheduler import DRAM
 from dre_sim.timeline import Span, Timeline
+from resv_sim.hardware import memory_bytes_per_s, peak_flops_per_s
 from resv_sim.reproduce.items import Findings, Panel
 from resv_sim.reproduce.orderings import chain
 from resv_sim.reproduce.speed import AGX, EDGE_BATCH, ON_AGX, OURS, SERVER
-from resv_sim.reproduce.study import Outcome, Study
+from resv_sim.reproduce.study import Outcome, Study, vision_s
 from resv_sim.rows import Point
 
 # The paper does not name the step of Fig. 17. A layer of about 400 us is a third of a frame step at 40K (48 ms / 32)
@@ -127,21 +127,17 @@ class DecoderPart:
 
 def decoder_part(point: Point) -> DecoderPart:
     """The step less what the vision encoder did."""
-    vision = [s for s in point.timeline.spans if s.what == "vision"]
     return DecoderPart(
         operations=operations(point) - 2 * sum(g.macs for g in point.work.vision),
-        dram_bytes=point.row.dram_bytes - sum(s.n_bytes for s in vision if s.resource == DRAM),
-        seconds=point.row.latency_s - 1e-12 * max(s.end_ps for s in vision),
+        dram_bytes=point.row.dram_bytes - sum(s.n_bytes for s in point.timeline.on(DRAM) if s.what == "vision"),
+        seconds=point.row.latency_s - vision_s(point),
     )
 
 
 def attainable_share(config: VRexConfig | GpuConfig, part: DecoderPart) -> float:
     """Performance over min(peak, intensity x bandwidth): the roofline's time over ours."""
-    if isinstance(config, VRexConfig):
-        peak, bandwidth = peak_flops(config.lxe), config.memory.peak_bytes_per_s
-    else:
-        peak, bandwidth = config.peak_flops[config.activation], config.dram_bytes_per_s
-    return max(part.operations / peak, part.dram_bytes / bandwidth) / part.seconds
+    roofline_s = max(part.operations / peak_flops_per_s(config), part.dram_bytes / memory_bytes_per_s(config))
+    return roofline_s / part.seconds
 
 
 def _table_i(outcome: Outcome, label: str) -> VRexConfig | GpuConfig:

@@ -130,6 +130,11 @@ def other_streams(experiment: Experiment) -> list[Experiment]:
     return [experiment.model_copy(update={"runs": runs, "baseline": runs[0], "trace": trace}) for trace in traces]
 
 
+def vision_s(point: Point) -> float:
+    """When the vision encoder of a frame step is done, seconds from its start."""
+    return 1e-12 * max(s.end_ps for s in point.timeline.spans if s.what == "vision")
+
+
 def mean_point(points: Sequence[Point]) -> Point:
     """The first stream's step with the mean of all streams' rows."""
     return replace(points[0], row=mean_row([p.row for p in points]))

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from dre_sim.gpu import GpuConfig, device_bytes
+from dre_sim.gpu import device_bytes
 from dre_sim.lowering import dense_step
-from dre_sim.lxe import peak_flops
-from dre_sim.platforms import VRexConfig
 from dre_sim.workload import PredictionWork
 from energy_models.chip import area, core_area_mm2, core_power_w, dre_power_share, nameplate_power_w
 from energy_models.scaling import unit_areas_mm2, unit_powers_w
 from resv_sim.config import Experiment, load_experiment
+from resv_sim.hardware import memory_bytes_per_s, peak_flops_per_s
 from resv_sim.pipeline import parameters
 from resv_sim.reproduce.items import Findings, Panel, Statement
-from resv_sim.reproduce.study import Outcome, Study, paper_experiment
-from resv_sim.rows import Point
+from resv_sim.reproduce.study import Outcome, Study, paper_experiment, vision_s
 
 FPS, BATCH = 10, 4  # source: V-Rex, Fig. 4(a)
 FULL_GB, EDGE_GB = 100, 32
@@ -34,8 +32,8 @@ def table1(study: Study) -> Findings:
     machines = _machines()
     return Findings(
         statistics={
-            "peak_tflops": {name: _peak(x.platforms[name]) / 1e12 for name, x in machines.items()},
-            "memory_gb_per_s": {name: _bandwidth(x.platforms[name], name) / 1e9 for name, x in machines.items()},
+            "peak_tflops": {name: peak_flops_per_s(x.platforms[name]) / 1e12 for name, x in machines.items()},
+            "memory_gb_per_s": {name: memory_bytes_per_s(x.platforms[name]) / 1e9 for name, x in machines.items()},
             "link_gb_per_s": {name: x.platforms[name].offload.link.raw_gb_per_s for name, x in machines.items()},
             "power_w": {name: _power_w(x, name) for name, x in machines.items()},
         },
@@ -138,7 +136,7 @@ def fig4(study: Study) -> Findings:
 def _retrieval_shares(outcome: Outcome) -> dict[str, float]:
     """Shares of a frame step with retrieval: of the latency at 40K and 80K, and of the operations at 40K."""
     near, far = (outcome.points[f"a100_eager+{policy}", "frame", n] for policy, n in FIG4_RUNS)
-    near_s, far_s = near.row.latency_s - _vision_s(near), far.row.latency_s - _vision_s(far)
+    near_s, far_s = near.row.latency_s - vision_s(near), far.row.latency_s - vision_s(far)
     prediction, fetch = near.row.prediction_s / near_s, near.row.exposed_fetch_s / near_s
     operations = sum(_prediction_flops(layer.prediction) for layer in near.work.layers)
     return {
@@ -151,10 +149,6 @@ def _retrieval_shares(outcome: Outcome) -> dict[str, float]:
     }
 
 
-def _vision_s(point: Point) -> float:
-    return 1e-12 * max(s.end_ps for s in point.timeline.spans if s.what == "vision")
-
-
 def _prediction_flops(p: PredictionWork | None) -> int:
     return 2 * p.score_macs + (p.query_gemm.flops if p.query_gemm else 0) if p else 0
 
@@ -163,14 +157,6 @@ def _machines() -> Mapping[str, Experiment]:
     edge, _ = load_experiment(str(paper_experiment("fig13_edge")))
     server, _ = load_experiment(str(paper_experiment("fig13_server")))
     return {"agx_orin_paper": edge, "vrex8": edge, "a100_paper": server, "vrex48": server}
-
-
-def _peak(config: VRexConfig | GpuConfig) -> float:
-    return peak_flops(config.lxe) if isinstance(config, VRexConfig) else config.peak_flops["fp16"]
-
-
-def _bandwidth(config: VRexConfig | GpuConfig, name: str) -> float:
-    return config.memory.peak_bytes_per_s if isinstance(config, VRexConfig) else config.dram_bytes_per_s
 
 
 def _power_w(experiment: Experiment, name: str) -> float:

@@ -14,7 +14,7 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from dre_sim.lowering import vision_gemms, vision_vector_elements
+from dre_sim.lowering import vision_work
 from energy_models.sensitivity import ranges, with_overrides
 from energy_models.tables import PriceTable
 from resv_sim import library
@@ -201,10 +201,10 @@ def _headlines(outcome: Outcome, experiment: Experiment) -> list[float]:
 def _again(outcome: Outcome, experiment: Experiment, label: str, length: int) -> ResultRow:
     platform, policy = label.split("+")
     context = point_context(experiment, platform, policy, "")
-    work, shape = outcome.points[label, "frame", length].work, experiment.model
-    if shape.vision is not None and shape.vision != outcome.experiment.model.vision:
-        gemms = vision_gemms(shape.vision, work.batch, shape.tokens_per_frame, shape.hidden)
-        work = replace(work, vision=gemms, vision_vector_elements=vision_vector_elements(shape.vision, work.batch))
+    work = outcome.points[label, "frame", length].work
+    if experiment.model.vision != outcome.experiment.model.vision:
+        gemms, elements = vision_work(experiment.model, work.batch)
+        work = replace(work, vision=gemms, vision_vector_elements=elements)
     return simulated(experiment, context, work).row
 
 
