@@ -26,13 +26,15 @@ __all__ = ["Gpu", "GpuConfig", "OutOfMemoryError", "PowerMode", "check_capacity"
 # Kernels of one decoder layer beside products and attention. Eager: norms 2·8, RoPE 10, cache 2, residuals 2,
 # SwiGLU 2. Fused: norm with residual 2, RoPE with cache append 1, SwiGLU 1. Modules, counted in llm-awq d6e797a
 # (tinychat/modules): norms 2, RoPE 2, cache append 3 and read back 2, residuals 2, SwiGLU 2, zero points of gate and
-# up 4; one token at a time needs norms, residuals and SwiGLU alone.
-VECTOR_LAUNCHES = {"eager": 32, "modules": 17, "fused": 4, "graph": 4}
+# up 4; one token at a time needs norms, residuals and SwiGLU alone. ggml, counted in llama.cpp's graph of build 2836:
+# norms 4, RoPE 2, cache append 2, residuals 2, SwiGLU 2, softmax and the transposition behind attention.
+VECTOR_LAUNCHES = {"eager": 32, "modules": 17, "fused": 4, "graph": 4, "ggml": 14}
 MODULES_TOKEN_LAUNCHES = 6
 # Separate products where a stack does not join q, k, v and gate, up.
-GEMM_LAUNCHES = {"eager": {"qkv": 3, "gate_up": 2}, "modules": {"gate_up": 2}}
-# Encoder layer: eager norms, residuals, GELU, transposes; fused norms and residuals.
-VISION_LAUNCHES = {"eager": 10, "modules": 3, "fused": 3, "graph": 3}
+APART = {"qkv": 3, "gate_up": 2}
+GEMM_LAUNCHES = {"eager": APART, "ggml": APART, "modules": {"gate_up": 2}}
+# Encoder layer: eager and ggml norms, residuals, GELU, transposes; fused norms and residuals.
+VISION_LAUNCHES = {"eager": 10, "modules": 3, "fused": 3, "graph": 3, "ggml": 10}
 
 
 class OutOfMemoryError(ValueError):

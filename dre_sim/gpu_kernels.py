@@ -17,8 +17,8 @@ from dre_sim.workload import AttentionWork, Gemm
 
 Precision = Literal["fp16", "int8"]
 # eager: PyTorch operators (Hugging Face, FlexGen);  modules: PyTorch modules around hand-written kernels (TinyChat)
-# fused: a compiled stack;  graph: the same, captured and replayed by the device
-Stack = Literal["eager", "modules", "fused", "graph"]
+# fused: a compiled stack;  graph: the same, captured and replayed by the device;  ggml: llama.cpp of May 2024
+Stack = Literal["eager", "modules", "fused", "graph", "ggml"]
 # overlapped: layer j + 1 is fetched while j computes;  synchronous: nothing else happens during a fetch
 # flexgen: j + 1 is fetched while j's feed-forward half computes, and the host waits for kernels and fetch after each
 # half of a layer, as FlexGen's loop does (`generation_loop_overlap_single_batch`, --sep-layer, commit 004ffef)
@@ -49,7 +49,16 @@ DEQUANT_OPS = {4: 2, 8: 1}
 QUANT_GROUP, QUANT_GROUP_BYTES = 128, 4
 # fp16 element-wise work: read and write once where fused; eager PyTorch runs a Llama RMSNorm as eight kernels
 # in fp32 (36 B an element), RoPE as ten (20 B), SwiGLU as two (5 B), residuals (6 B): 12 B on average.
-ELEMENTWISE_BYTES = {"eager": 12, "modules": 4, "fused": 4, "graph": 4}
+# ggml holds activations in fp32, counted alike for Llama: norms 32, residuals 24 a hidden element, RoPE 8, SwiGLU 20.
+ELEMENTWISE_BYTES = {"eager": 12, "modules": 4, "fused": 4, "graph": 4, "ggml": 11}
+# llama.cpp's fp16 products with one row (ggml-cuda/dmmv.cu, build 2836): a warp a row keeps few bytes in flight, so
+# that an SM takes so many a clock, and each kernel so long beside them. Both from two models on four H100 PCIe cards
+# (114 SMs, 1.755 GHz): Llama-3-8B 64.0 and 70B 9.67 tokens/s, hops between cards from one card's 68.0
+# (GPU-Benchmarks-on-LLM-Inference aa72e0e, tg512, build 2843); with 23 kernels a layer 1,544 GB/s and 156 us a layer.
+GGML_ROW_BYTES_PER_CLOCK = 7.72
+GGML_KERNEL_PS = 6_760_000
+# Products of more rows go to cuBLAS, which takes and gives fp16: both sides are converted, read and written once.
+GGML_CONVERSION_BYTES = 6
 # Eager attention passes over the score matrix: product, scale, mask, softmax in fp32, cast, product.
 EAGER_SCORE_BYTES = 24
 
@@ -75,6 +84,7 @@ class GpuConfig(BaseModel):
     energy: str = Field(description="name of the price table in configs/energy")
 
     sms: int = Field(gt=0)
+    clock_hz: float = Field(gt=0.0, description="of the SMs, boosted")
     peak_flops: dict[Precision, float] = Field(description="dense tensor-core peak by activation precision")
     gemm_share: float = Field(gt=0.0, le=1.0, description="measured large product / peak")
     attention_share: float = Field(gt=0.0, le=1.0, description="fused attention / peak")
@@ -90,6 +100,11 @@ class GpuConfig(BaseModel):
     kernel_gap_ps: int = Field(ge=0, description="device idle between dependent kernels already queued")
     launch_ps: int = Field(ge=0, description="host time per launch from a compiled stack")
     dispatch_ps: int = Field(ge=0, description="host time per eager operator, its synchronisations included")
+    module_ps: int | None = Field(
+        default=None,
+        ge=0,
+        description="host time per kernel that PyTorch modules launch, calls that launch nothing included; dispatch_ps",
+    )
 
     sort_keys_per_s: float = Field(gt=0.0, description="radix sort of 32-bit keys")
     gather_overhead_bytes: int = Field(ge=0, description="device-memory bytes wasted per gathered chunk")
@@ -123,7 +138,14 @@ class GpuConfig(BaseModel):
     @property
     def host_ps(self) -> int:
         """Host time per kernel of the model's own stack; a captured graph is replayed by the device."""
-        return {"fused": self.launch_ps, "graph": 0}.get(self.stack, self.dispatch_ps)
+        modules_ps = self.dispatch_ps if self.module_ps is None else self.module_ps
+        known = {"fused": self.launch_ps, "ggml": self.launch_ps, "graph": 0, "modules": modules_ps}
+        return known.get(self.stack, self.dispatch_ps)
+
+    @property
+    def gap_ps(self) -> int:
+        """Time of a kernel beside its work."""
+        return GGML_KERNEL_PS if self.stack == "ggml" else self.kernel_gap_ps
 
     def flops_per_s(self, share: float, precision: Precision | None = None) -> float:
         return self.peak_flops[precision or self.activation] * share * self.mode.gpu_scale
@@ -165,7 +187,8 @@ def gemm(config: GpuConfig, g: Gemm, launches: int = 1) -> Kernel:
 
     Compute is the fastest of the library's tiles (waves over the SMs, pipeline fill, L2 traffic, split K)
     and of a matrix-vector kernel on the CUDA cores; activations count only where they exceed L2. Four-bit weights
-    have one tile for a number of rows, the one of AWQ's kernel.
+    have one tile for a number of rows, the one of AWQ's kernel. llama.cpp has its own kernel for one row of fp16
+    weights, and converts what cuBLAS takes and gives for more.
     """
     bits = 8 * g.weight_bytes / (g.k * g.n)
     quantised = 0.0 < bits < 16.0
@@ -174,7 +197,15 @@ def gemm(config: GpuConfig, g: Gemm, launches: int = 1) -> Kernel:
     tiles = (_quant_tile(g.m),) if unpack and bits <= 4 else TILES
     compute_ps = min(_vector_product_ps(config, g, unpack), *(_tiled_ps(config, g, tile, unpack) for tile in tiles))
     read = weight_bytes + g.activation_bytes + config.spilled(g.m * g.k * HALF_BYTES)
-    return _kernel(config, g.flops, read, config.spilled(g.m * g.n * HALF_BYTES), compute_ps, launches)
+    ggml = config.stack == "ggml" and not quantised
+    if ggml and g.m == 1:
+        row_bytes_per_s = GGML_ROW_BYTES_PER_CLOCK * config.sms * config.clock_hz * config.mode.gpu_scale
+        compute_ps = max(compute_ps, _ps(weight_bytes, row_bytes_per_s))
+    kernel = _kernel(config, g.flops, read, config.spilled(g.m * g.n * HALF_BYTES), compute_ps, launches)
+    if ggml and g.m > 1:
+        converted = g.m * (launches * g.k + g.n)
+        return together([kernel, elementwise(config, converted, 2 * launches, GGML_CONVERSION_BYTES)])
+    return kernel
 
 
 def attention(config: GpuConfig, a: AttentionWork, softmax_elements: int) -> Kernel:
@@ -182,7 +213,7 @@ def attention(config: GpuConfig, a: AttentionWork, softmax_elements: int) -> Ker
 
     Fused: query rows of a KV head are packed to tiles of 16, or 64 beyond 16, and K and V are read once.
     Eager: the cache is concatenated, K and V are repeated per query head, and the score matrix is
-    written and read by every operator.
+    written and read by every operator, what the mask discards included.
     """
     if config.attention == "fused":
         packed = a.rows * a.group
@@ -191,9 +222,10 @@ def attention(config: GpuConfig, a: AttentionWork, softmax_elements: int) -> Ker
         return _kernel(config, 2 * a.macs, a.kv_read_bytes, 0, compute_ps, 2)
     padded = -(-a.rows // 64) * 64 if a.rows > 1 else 1
     rate = config.flops_per_s(config.gemm_share, "fp16") if a.rows > 1 else config.cuda_flops_per_s
-    compute_ps = _ps(2 * a.macs * padded / a.rows, rate)
+    macs = a.macs + 2 * a.head_dim * a.masked_scores
+    compute_ps = _ps(2 * macs * padded / a.rows, rate)
     repeated = a.kv_read_bytes * a.group if a.group > 1 else 0
-    scores = config.spilled(softmax_elements * EAGER_SCORE_BYTES)
+    scores = config.spilled((softmax_elements + a.masked_scores) * EAGER_SCORE_BYTES)
     read = 2 * a.kv_read_bytes + repeated + scores // 2
     return _kernel(config, 2 * a.macs, read, a.kv_read_bytes + repeated + scores // 2, compute_ps, 11)
 
@@ -250,7 +282,7 @@ def together(kernels: list[Kernel]) -> Kernel:
 
 
 def _kernel(config: GpuConfig, flops: int, read: int, write: int, compute_ps: int, launches: int) -> Kernel:
-    busy_ps = max(compute_ps, config.dram_ps(read + write)) + launches * config.kernel_gap_ps
+    busy_ps = max(compute_ps, config.dram_ps(read + write)) + launches * config.gap_ps
     return Kernel(flops, read, write, busy_ps, launches)
 
 

@@ -68,6 +68,11 @@ class AttentionWork:
         new = batch * heads * self.rows * (self.rows + 1) // 2
         return int(2 * self.group * self.head_dim * (cached + new))
 
+    @property
+    def masked_scores(self) -> int:
+        """Scores between new tokens that the causal mask discards; only kernels that skip them save their work."""
+        return int(self.cached_tokens.size * self.group * self.rows * (self.rows - 1) // 2)
+
 
 @dataclass(frozen=True)
 class FetchWork:

@@ -35,6 +35,7 @@ CHANGES: list[dict[str, Any]] = [
     {},
     {"stack": "eager", "attention": "eager"},
     {"stack": "graph"},
+    {"stack": "ggml"},
     {"fetch": "synchronous"},
     {"copy_path": "gather"},
 ]
@@ -112,6 +113,20 @@ def test_modules_launch_what_tinychat_launches() -> None:
     for rows, vectors in ((1, 6), (32, 17)):
         work = dense_step(LLAMA3_8B, rows, 100, kind="question")
         assert Gpu(modules).simulate(work).actions["kernel_launches"] == 32 * (vectors + 5 + 2) + 1
+
+
+def test_llama_cpp_launches_23_kernels_a_layer() -> None:
+    work = dense_step(LLAMA3_8B, 1, 100, kind="decode")
+    assert Gpu(A100.model_copy(update={"stack": "ggml"})).simulate(work).actions["kernel_launches"] == 32 * 23 + 1
+
+
+def test_modules_wait_for_their_own_host_time() -> None:
+    """13 kernels a layer at `module_ps`; where a platform gives none, at that of an eager operator."""
+    work = dense_step(LLAMA3_8B, 1, 4, kind="decode", n_layers=8)
+    slow = A100.model_copy(update={"stack": "modules", "module_ps": 100_000_000})
+    assert Gpu(slow).simulate(work).busy_ps("host") == (8 * 13 + 1) * 100_000_000
+    unknown = slow.model_copy(update={"module_ps": None})
+    assert Gpu(unknown).simulate(work).busy_ps("host") == (8 * 13 + 1) * A100.dispatch_ps
 
 
 def test_busy_time_is_counted_at_the_highest_clock() -> None:
@@ -333,7 +348,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_numbers() -> None:
         ({"power_mode": "70w"}, "'70w' is not among the modes of agx_orin: maxn, 50w, 30w, 15w"),
         ({"peak_flops": {"int8": 1e12}}, "no rate for activation 'fp16'"),
         ({"dram_bytes_per_s": 0}, "greater than 0"),
-        ({"stack": "onnx"}, "'eager', 'modules', 'fused' or 'graph'"),
+        ({"stack": "onnx"}, "'eager', 'modules', 'fused', 'graph' or 'ggml'"),
         ({"colour": 1}, "Extra inputs"),
     ],
 )

@@ -136,6 +136,41 @@ def test_eager_attention_repeats_the_cache() -> None:
     assert eager.flops == fused.flops == 2 * layer.attention.macs
 
 
+def test_eager_attention_computes_what_the_mask_discards() -> None:
+    """512 new tokens and none cached: twice the scores, less half a diagonal, in 24 B each."""
+    layer = dense_step(LLAMA3_8B, 512, 0, n_layers=1).layers[0]
+    kernel = kernels.attention(ORIN.model_copy(update={"attention": "eager"}), layer.attention, layer.softmax_elements)
+    scores, kv = 32 * 512 * 512, layer.attention.kv_read_bytes
+    assert layer.attention.masked_scores == 32 * 512 * 511 // 2
+    assert kernel.dram_bytes == 2 * kv + kv + 2 * 4 * kv + scores * kernels.EAGER_SCORE_BYTES
+
+
+GGML = {"stack": "ggml"}
+
+
+def test_llama_cpp_takes_so_many_bytes_a_clock_and_sm() -> None:
+    """The A100 stays below its memory, the Orin's 16 SMs could take more than theirs gives."""
+    g = Gemm("down", 1, 14336, 4096, 2 * 14336 * 4096)
+    a100 = kernels.gemm(A100.model_copy(update=GGML), g)
+    assert g.weight_bytes / (a100.busy_ps - kernels.GGML_KERNEL_PS) == pytest.approx(7.72 * 108 * 1.41e-3, rel=1e-6)
+    orin = kernels.gemm(ORIN.model_copy(update=GGML), g)
+    assert orin.busy_ps - kernels.GGML_KERNEL_PS == kernels.gemm(ORIN, g).busy_ps - ORIN.kernel_gap_ps
+
+
+def test_llama_cpp_converts_around_products_of_more_rows() -> None:
+    """q, k and v each take their own copy of the input; nothing of it leaves the A100's L2."""
+    g = Gemm("qkv", 512, 4096, 6144, 2 * 4096 * 6144)
+    plain = kernels.gemm(A100, g, 3)
+    converted = kernels.gemm(A100.model_copy(update=GGML), g, 3)
+    assert converted.launches == 3 * plain.launches
+    n_bytes = 512 * (3 * 4096 + 6144) * 6
+    moved_ps = n_bytes / A100.l2_bytes_per_s * 1e12
+    fixed_ps = 9 * kernels.GGML_KERNEL_PS - 3 * A100.kernel_gap_ps
+    assert converted.dram_bytes == plain.dram_bytes
+    assert converted.busy_ps == pytest.approx(plain.busy_ps + moved_ps + fixed_ps, rel=1e-6)
+    assert converted.flops == plain.flops
+
+
 def test_small_intermediates_stay_in_l2() -> None:
     assert kernels.elementwise(ORIN, 10_000, 4).dram_bytes == 0
     assert kernels.elementwise(ORIN, 100_000_000, 4).dram_bytes == 4 * 100_000_000

@@ -9,7 +9,7 @@ import pytest
 
 from dre_sim.lowering import dense_step, vision_gemms, vision_vector_elements
 from resv.trace import ModelShape, VisionShape
-from tests.gpu_platforms import ORIN, milliseconds
+from tests.gpu_platforms import A100, ORIN, milliseconds
 from tests.shapes import LLAMA3_8B, TINY
 
 
@@ -99,6 +99,24 @@ def test_small_int4_models_in_tinychat_are_bound_by_their_host(
     work = dense_step(shape(layers, hidden, heads, heads, ffn, 32000, 4), 1, 300, kind="decode")
     assert milliseconds(ORIN, work) < 0.5 * measured
     assert milliseconds(ORIN.model_copy(update=MODULES), work) == pytest.approx(measured, rel=0.25)
+
+
+# shape, stack, cached tokens, milliseconds per token on an A100 (MIT TinyChat README; GPU-Benchmarks-on-LLM-Inference)
+A100_DECODE = [
+    (shape(32, 4096, 32, 8, 14336, 128256, 4), "modules", 4, 6.29),
+    (shape(32, 4096, 32, 32, 11008, 32000, 4), "modules", 4, 5.71),
+    (shape(40, 5120, 40, 40, 13824, 32000, 4), "modules", 4, 7.90),
+    (shape(32, 4096, 32, 8, 14336, 128256), "ggml", 256, 1000 / 54.84),
+    (shape(32, 4096, 32, 8, 14336, 128256), "ggml", 4096, 1000 / 51.24),
+]
+
+
+@pytest.mark.parametrize(("model", "stack", "cached", "measured"), A100_DECODE)
+def test_decode_on_a100_in_tinychat_and_llama_cpp(model: ModelShape, stack: str, cached: int, measured: float) -> None:
+    work = dense_step(model, 1, cached, kind="decode")
+    head = replace(work.head[0], weight_bytes=2 * model.hidden * model.vocab)
+    got = milliseconds(A100.model_copy(update={"stack": stack}), replace(work, head=(head,)))
+    assert got == pytest.approx(measured, rel=0.08)
 
 
 def test_vision_encoder_on_orin() -> None:

@@ -24,17 +24,17 @@ fast: the model gives them the packets' full payload rate, the measured kernel r
 a memcpy call was read off the same curve as its rows, so those show that the form fits, not a prediction.""",
     "gpu": """\
 The Orin runs in MAXN. Most authors do not state module and power mode; 'if at 50 W' shows the same rows in that
-mode. Nothing is fitted on these rows: constants come from the kernel rows marked calibrate, the host time of an eager
-operator on the Orin from Fig. 16 of the paper. TinyChat's INT4 rows run PyTorch modules around hand-written kernels,
-and INT4 products take the blocks that AWQ's kernel takes for a number of rows: 16 rows up to 64, each block unpacking
-its weights anew (both read in llm-awq d6e797a after the rows had been compared; of Edge-LLM's and MLC's kernels
-assumed). Where the model falls short, it is mostly too fast: TinyChat's few rows after a long history; small models,
-the time outside the layers. A100: TinyChat INT4 is bound by its host, whose operator costs some 15 us there and 5.4 us
-in the platform (public figures lie between 6 and 25 us and depend on the host); llama.cpp's fp16 kernels of 2024 reach
-half of the bandwidth; their author replaced them that November as "relatively old and poorly written" (llama.cpp
-PR 10318, found after the comparison). Roles
-follow the conditions that an author states (head of the table), and were settled after a first comparison: the mean
-with the rows of unknown conditions stands beside the one without.""",
+mode. No validated row has set a constant: constants come from the kernel rows marked calibrate, the host time of an
+eager operator on the Orin from Fig. 16 of the paper. TinyChat's INT4 rows run PyTorch modules around hand-written
+kernels, and INT4 products take the blocks that AWQ's kernel takes for a number of rows: 16 rows up to 64, each block
+unpacking its weights anew (both read in llm-awq d6e797a after the rows had been compared; of Edge-LLM's and MLC's
+kernels assumed). Where the model falls short, it is mostly too fast: TinyChat's few rows after a long history; small
+models, the time outside the layers. A100: TinyChat INT4 waits for a host whose speed nobody states; its own 2B model,
+which takes as long as the 8B one of as many layers, tells it (row marked calibrate, 14 us a kernel). llama.cpp of May
+2024 holds few bytes in flight; how many, and what a kernel costs beside them, was read off two models on H100 cards of
+the same tables (dre_sim/gpu_kernels.py), before the A100's rows were compared with it, though after they had been seen
+to be wrong. Roles follow the conditions that an author states (head of the table), and were settled after a first
+comparison: the mean with the rows of unknown conditions stands beside the one without.""",
     "energy": """\
 Rows marked calibrate hold by construction or are residuals of a fit. Lower power modes lower the clock, and with it
 what switching draws; that they also lower voltage and idle power is in no source that gives figures, and the rails at

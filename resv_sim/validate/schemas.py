@@ -184,7 +184,7 @@ SCHEMAS: dict[str, Schema] = {
             "rows": COUNT,
             "context_tokens": NOT_NEGATIVE,
             "logits": one_of("last", "all"),
-            "stack": one_of("eager", "modules", "fused", "graph"),
+            "stack": one_of("eager", "modules", "fused", "graph", "ggml"),
             "attention": one_of("eager", "fused"),
             "value": POSITIVE,
             "unit": one_of("ms", "s", "tok/s"),
