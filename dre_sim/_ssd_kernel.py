@@ -25,10 +25,10 @@ NONE = -1
 IDLE, READING, WAITING, PROGRAMMING = 0, 1, 2, 3
 
 # The host and the link stand at the table's begin.
-UP_FREE, DOWN_FREE, SUBMITTED, SERVED, N_OPS, DIRTY, PAGE_READS, PROGRAMS, UP_BUSY, END, HOST_SIZE = range(11)
+UP_FREE, DOWN_FREE, SUBMITTED, SERVED, N_OPS, UNUSED, DIRTY, PAGE_READS, PROGRAMS, UP_BUSY, END, HOST_SIZE = range(12)
 # A channel's bus: from when it is free, the page that it moves out, whose turn is next, pages read but not moved,
-# next event.
-FREE, MOVES, TURN, OUT_HEAD, OUT_TAIL, NEXT, BUS_SIZE = range(7)
+# when the first of its dies ends, next event.
+FREE, MOVES, TURN, OUT_HEAD, OUT_TAIL, DIE_ENDS, NEXT, BUS_SIZE = range(8)
 # A die: state and when it ends, its running pages, its queues of reads and of writes.
 STATE, AT, ACTIVE, N_ACTIVE, R_HEAD, R_TAIL, W_HEAD, W_TAIL, DIE_SIZE = range(9)
 # A page, in `op`: request, its die, global page, plane and level of the page, bytes of it, next in the same queue.
@@ -92,6 +92,24 @@ def _append(i: int, head: int, tail: int, m: Int64, op: Int64) -> None:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
+def _take_record(m: Int64, op: Int64) -> int:
+    """A record for a page: one that is over, so that few stay in use, or a fresh one."""
+    i = int(m[UNUSED])
+    if i >= 0:
+        m[UNUSED] = op[i + FOLLOW]
+    else:
+        i = int(m[N_OPS])
+        m[N_OPS] += OP_COLS
+    return i
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _drop_record(i: int, m: Int64, op: Int64) -> None:
+    op[i + FOLLOW] = m[UNUSED]
+    m[UNUSED] = i
+
+
+@njit(cache=True, nogil=True, forceinline=True)
 def _queue_pages(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> bool:
     """Queue the pages of request `r` at their dies, striped over channel, die, plane; wake the buses of idle dies.
 
@@ -108,8 +126,7 @@ def _queue_pages(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -
     for _ in range(req[r + PLACED], n_pages):
         if req[r + WRITES] and m[DIRTY] >= d.buffer_bytes:
             return False
-        i, k = m[N_OPS], d.all_dies + (channel * d.dies + die) * DIE_SIZE
-        m[N_OPS] += OP_COLS
+        i, k = _take_record(m, op), d.all_dies + (channel * d.dies + die) * DIE_SIZE
         op[i + REQUEST], op[i + DIE], op[i + PAGE], op[i + PLANE], op[i + LEVEL] = r, k, page, plane, level
         op[i + N_BYTES] = min((page + 1) * d.page_bytes, end) - max(page * d.page_bytes, req[r + ADDRESS])
         queue = W_HEAD if req[r + WRITES] else R_HEAD
@@ -185,16 +202,19 @@ def _start_die(k: int, c: int, now: int, m: Int64, op: Int64, d: Device) -> bool
         m[c + FREE] = now + d.program_command + (planes - 1) * d.command_plane
         m[c + FREE] += int(n_bytes * d.bus_ps_per_byte)
     m[k + AT] = m[c + FREE] + busy
+    m[c + DIE_ENDS] = min(m[c + DIE_ENDS], m[k + AT])
     return True
 
 
 @njit(cache=True, nogil=True, forceinline=True)
 def _start_any_die(c: int, dies: int, now: int, m: Int64, op: Int64, d: Device) -> bool:
     """Dies take turns with commands."""
+    turn = m[c + TURN]
     for _ in range(d.dies):
-        k = dies + m[c + TURN] * DIE_SIZE
-        m[c + TURN] = m[c + TURN] + 1 if m[c + TURN] + 1 < d.dies else 0
+        k = dies + turn * DIE_SIZE
+        turn = turn + 1 if turn + 1 < d.dies else 0
         if _start_die(k, c, now, m, op, d):
+            m[c + TURN] = turn
             return True
     return False
 
@@ -215,8 +235,10 @@ def _use_bus(c: int, dies: int, now: int, m: Int64, op: Int64, d: Device) -> Non
 @njit(cache=True, nogil=True, forceinline=True)
 def _page_moved(c: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> None:
     """A page has left its die, which is free after the last one."""
-    k, r = op[m[c + MOVES] + DIE], op[m[c + MOVES] + REQUEST]
+    i = m[c + MOVES]
+    k, r = op[i + DIE], op[i + REQUEST]
     m[c + MOVES] = NONE
+    _drop_record(i, m, op)
     m[k + N_ACTIVE] -= 1
     if m[k + N_ACTIVE] == 0:
         m[k + STATE] = IDLE
@@ -240,7 +262,9 @@ def _die_ends(k: int, c: int, m: Int64, op: Int64) -> None:
         m[k + STATE] = IDLE
         while i >= 0:
             m[DIRTY] -= op[i + N_BYTES]
-            i = op[i + FOLLOW]
+            after = op[i + FOLLOW]
+            _drop_record(i, m, op)
+            i = after
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -266,8 +290,12 @@ def _first_die(dies: int, m: Int64, d: Device) -> int:
 @njit(cache=True, nogil=True, forceinline=True)
 def _next_event(c: int, dies: int, m: Int64, d: Device) -> int:
     """When the bus can do something, or buffer becomes free."""
-    free = m[c + FREE]
-    following = free if m[c + MOVES] >= 0 or m[c + OUT_HEAD] >= 0 else FAR
+    free, following = int(m[c + FREE]), FAR
+    if m[c + MOVES] >= 0 or m[c + OUT_HEAD] >= 0:
+        following = free
+        # Only the end of a program can come before.
+        if m[DIRTY] == 0:
+            return following
     for k in range(dies, dies + d.dies * DIE_SIZE, DIE_SIZE):
         if m[k + STATE] == IDLE:
             at = free if m[k + R_HEAD] >= 0 or m[k + W_HEAD] >= 0 else FAR
@@ -285,10 +313,9 @@ def _channel(number: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) 
     free = m[c + FREE] <= now
     if free and m[c + MOVES] >= 0:
         _page_moved(c, now, m, op, req, d)
-    k = _first_die(dies, m, d)
-    while m[k + AT] <= now:
-        _die_ends(k, c, m, op)
-        k = _first_die(dies, m, d)
+    while m[c + DIE_ENDS] <= now:
+        _die_ends(_first_die(dies, m, d), c, m, op)
+        m[c + DIE_ENDS] = m[_first_die(dies, m, d) + AT]
     if free:
         _use_bus(c, dies, now, m, op, d)
     m[c + NEXT] = _next_event(c, dies, m, d)
@@ -308,10 +335,14 @@ def run(queue_depth: int, waiting: Int64, m: Int64, op: Int64, req: Int64, d: De
         _submit(r, 0, m, req)
     arrived = head = tail = 0
     while m[SERVED] < n:
-        # The earliest channel, then its number, in one integer: no branch to mispredict.
-        first = FAR << CHANNEL_BITS
-        for k in range(d.n_channels):
-            first = min(first, (m[d.buses + k * BUS_SIZE + NEXT] << CHANNEL_BITS) + k)
+        # The earliest channel, then its number, in one integer: no branch to mispredict. Of two halves apart, so that
+        # one comparison need not wait for the other; there is an idle bus beyond an odd number.
+        first = second = FAR << CHANNEL_BITS
+        for k in range(0, d.n_channels, 2):
+            bus = d.buses + k * BUS_SIZE
+            first = min(first, (m[bus + NEXT] << CHANNEL_BITS) + k)
+            second = min(second, (m[bus + BUS_SIZE + NEXT] << CHANNEL_BITS) + k + 1)
+        first = min(first, second)
         now = first >> CHANNEL_BITS
         if arrived == m[SUBMITTED] or now < req[arrived + ARRIVE]:
             _channel(first & ((1 << CHANNEL_BITS) - 1), now, m, op, req, d)

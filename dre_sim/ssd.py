@@ -135,10 +135,13 @@ def simulate(
     from dre_sim import _ssd_kernel as k
 
     req = np.zeros((address.size, k.REQ_COLS), np.int64)
-    req[:, k.ADDRESS], req[:, k.SIZE], req[:, k.WRITES] = address % config.capacity_bytes, n_bytes, write
+    wraps = int(address.max()) >= config.capacity_bytes
+    req[:, k.ADDRESS] = address % config.capacity_bytes if wraps else address
+    req[:, k.SIZE], req[:, k.WRITES] = n_bytes, write
     req[:, k.DOWN_PS] = _link_ps(link, np.where(write, n_bytes, 0), config.command_down_bytes)
     req[:, k.UP_PS] = _link_ps(link, np.where(write, 0, n_bytes), config.command_up_bytes) + link.transfer_ps
-    n_pages = int(((req[:, k.ADDRESS] % config.page_bytes + n_bytes - 1) // config.page_bytes + 1).sum())
+    # At most: pages that are over leave their records to others.
+    n_pages = int(((n_bytes - 1) // config.page_bytes).sum()) + 2 * address.size
     op = np.empty((n_pages, k.OP_COLS), np.int64)
     table, waiting = _state(config), np.empty(address.size, np.int64)
     k.run(depth, waiting, table, op, req, _device(config))
@@ -191,10 +194,15 @@ def _check(config: SsdConfig, address: Int64, n_bytes: Int64, write: NDArray[np.
         raise ValueError(f"queue_depth {depth}; at least 1")
 
 
+def _buses(c: SsdConfig) -> int:
+    """Of the kernel's table: an even number, the last may have no dies."""
+    return c.n_channels + c.n_channels % 2
+
+
 def _device(c: SsdConfig) -> Device:
     from dre_sim._ssd_kernel import BUS_SIZE, DIE_SIZE, HOST_SIZE, Device
 
-    dies = HOST_SIZE + c.n_channels * BUS_SIZE
+    dies = HOST_SIZE + _buses(c) * BUS_SIZE
     return Device(
         n_channels=c.n_channels,
         dies=c.dies_per_channel,
@@ -228,13 +236,15 @@ def _state(c: SsdConfig) -> Int64:
     """The kernel's table: an idle host, idle buses and dies, and the page read times."""
     from dre_sim import _ssd_kernel as k
 
-    bus = np.zeros((c.n_channels, k.BUS_SIZE), np.int64)
+    bus = np.zeros((_buses(c), k.BUS_SIZE), np.int64)
     bus[:, [k.MOVES, k.OUT_HEAD, k.OUT_TAIL]] = k.NONE
-    bus[:, k.NEXT] = k.FAR
+    bus[:, [k.DIE_ENDS, k.NEXT]] = k.FAR
     die = np.full((c.n_dies, k.DIE_SIZE), k.NONE, np.int64)
     die[:, [k.STATE, k.N_ACTIVE]] = 0
     die[:, k.AT] = k.FAR
     # Page levels take their read times in turn.
     times = np.resize(np.array(c.t_read_ps, np.int64), c.pages_per_block)
-    parts = np.zeros(k.HOST_SIZE, np.int64), bus.ravel(), die.ravel(), times
+    host = np.zeros(k.HOST_SIZE, np.int64)
+    host[k.UNUSED] = k.NONE
+    parts = host, bus.ravel(), die.ravel(), times
     return np.concatenate(parts)
