@@ -165,17 +165,8 @@ class _StepOnVRex:
             return after
         vector = lxe_model.vector(self.config.lxe, p.table_write_bytes // 2, lxe_model.ELEMENTWISE_OPS)
         self.actions["vpe_ops"] += vector.ops
-        self.actions["dram_read_bytes"] += p.table_read_bytes
-        self.actions["dram_write_bytes"] += p.table_write_bytes
-        return self.graph.add(
-            "lxe",
-            "prediction",
-            layer,
-            self._cycles_ps(vector.cycles),
-            (after,),
-            dram_ps=self._dram_ps(p.table_read_bytes) + self._dram_ps(p.table_write_bytes, write=True),
-            dram_bytes=p.table_read_bytes + p.table_write_bytes,
-        )
+        read_bytes, write_bytes = p.table_read_bytes, p.table_write_bytes
+        return self._on_lxe("prediction", layer, vector.cycles, (after,), read_bytes, write_bytes=write_bytes)
 
     def _predict(self, target: LayerWork, query: int, clustered: int) -> None:
         """Score, threshold and fetch for `target`. Runs in the layer before it under `next_layer`."""
@@ -270,10 +261,18 @@ class _StepOnVRex:
         return self._on_lxe(what, layer, max(cost.cycles, vector.cycles), after, read_bytes)
 
     def _on_lxe(
-        self, what: str, layer: int, cycles: int, after: tuple[int, ...], read_bytes: int, chunk_bytes: int = 0
+        self,
+        what: str,
+        layer: int,
+        cycles: int,
+        after: tuple[int, ...],
+        read_bytes: int,
+        chunk_bytes: int = 0,
+        write_bytes: int = 0,
     ) -> int:
         """Engine work that streams from memory: as fast as engines, memory ports and memory allow."""
         self.actions["dram_read_bytes"] += read_bytes
+        self.actions["dram_write_bytes"] += write_bytes
         taken = lxe_model.port_cycles(self.config.lxe, read_bytes)
         return self.graph.add(
             "lxe",
@@ -281,8 +280,8 @@ class _StepOnVRex:
             layer,
             self._cycles_ps(max(cycles, taken)),
             after,
-            dram_ps=self._dram_ps(read_bytes, chunk_bytes),
-            dram_bytes=read_bytes,
+            dram_ps=self._dram_ps(read_bytes, chunk_bytes) + self._dram_ps(write_bytes, write=True),
+            dram_bytes=read_bytes + write_bytes,
         )
 
     def _vector(self, what: str, layer: int, ops: int, after: tuple[int, ...]) -> int:

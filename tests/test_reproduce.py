@@ -378,6 +378,8 @@ def test_an_outcome_holds_means_over_streams_and_gains_of_the_means(monkeypatch:
     latency = np.mean([p.row.latency_s for p in found.streams[key]])
     assert found.points[key].row.latency_s == pytest.approx(latency)
     assert found.points[key].row.speedup == pytest.approx(found.row(AGX, "decode", 600).latency_s / latency)
+    of_streams = [p.row.latency_s for p in found.streams[key]]
+    assert found.range_s(*key) == (min(of_streams), max(of_streams))
     assert found.points[key].timeline == outcome.points[key].timeline
     assert [r for r in found.result.rows if (r.label, r.stage, r.kv_len_tokens) == key] == [found.points[key].row]
 

@@ -51,8 +51,9 @@ def fig13(study: Study) -> Findings:
         statistics={"vrex48_tops_per_w": efficiency},
         statements=frame_orderings(edge, AGX, OURS),
         notes=(
-            f"Rows of ReSV at batch 1 are means over {STREAMS} streams. A frame is three passes of the encoder, "
-            "which are the paper's 32 ms between a frame and an output token of V-Rex8 (calibration).",
+            f"Rows of ReSV at batch 1 are means over {STREAMS} streams: {_ranges(edge, OURS, 'V-Rex8')}; "
+            f"{_ranges(server, SERVER, 'V-Rex48')}. A frame is three passes of the encoder, which are the paper's "
+            "32 ms between a frame and an output token of V-Rex8 (calibration).",
             f"Batches {EDGE_BATCH} and {SERVER_BATCH}: every stream fetches what one traced stream does that has its "
             "part of the device's capacity (trace_kind: statistics).",
             "InfiniGen, InfiniGenP and ReKV offload the whole cache, as the paper's abstract says of prior retrieval. "
@@ -179,6 +180,17 @@ def _as_compared(outcome: Outcome) -> tuple[ResultRow, ...]:
 
 def _rows(points: Iterable[Point]) -> tuple[ResultRow, ...]:
     return tuple(point.row for point in points)
+
+
+def _ranges(outcome: Outcome, label: str, machine: str) -> str:
+    """How far the streams lie apart at the longest cache."""
+    longest = max(outcome.lengths)
+
+    def span(stage: StepKind) -> str:
+        shortest, slowest = outcome.range_s(label, stage, longest)
+        return f"{shortest * 1e3:.3g} to {slowest * 1e3:.3g} ms"
+
+    return f"{machine} at {longest // 1000}K takes {span('frame')} a frame and {span('decode')} an output token"
 
 
 def _over_length(title: str, outcome: Outcome, stage: StepKind, label: str, fact: str, baseline: str) -> Panel:

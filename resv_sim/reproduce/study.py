@@ -64,6 +64,11 @@ class Outcome:
         """Latency over the cache length."""
         return {length: self.row(label, stage, length).latency_s for length in self.lengths}
 
+    def range_s(self, label: str, stage: StepKind, length: int) -> tuple[float, float]:
+        """Shortest and longest latency of one step among the streams."""
+        of_streams = [point.row.latency_s for point in self.streams[label, stage, length]]
+        return min(of_streams), max(of_streams)
+
     def simulate(self, label: str, work: StepWork) -> Point:
         """A step that is not of the trace, on the platform of one run. Raises OutOfMemoryError."""
         platform, policy = label.split("+")
