@@ -91,7 +91,7 @@ class _StepOnGpu:
         self._host: tuple[int, ...] = ()
         self._host_held_ps = 0
         # Nothing is predicted in this step: what is fetched is known beforehand.
-        self._known = work.predict == "none" or all(layer.prediction is None for layer in work.layers)
+        self._known = work.predict == "none" or not any(layer.selects for layer in work.layers)
 
     def timeline(self) -> Timeline:
         if self._known and self.config.fetch == "overlapped":
@@ -105,6 +105,8 @@ class _StepOnGpu:
             self._kernel("lm_head", -1, kernels.gemm(self.config, g))
         spans, _ = self.graph.run()
         held_ps = sum(s.duration_ps for s in spans if s.resource == "gpu")
+        dram_bytes = self.actions["dram_read_bytes"] + self.actions["dram_write_bytes"]
+        self.actions["dram_activates"] = round(dram_bytes / self.config.dram_bytes_per_activate)
         # Priced at the clock of the highest mode: what switching draws falls with the clock.
         self.actions["gpu_busy_ps"] = round((held_ps - self._host_held_ps) * self.config.mode.gpu_scale)
         end_ps = max((s.end_ps for s in spans if s.what != "offload"), default=0)
@@ -173,17 +175,17 @@ class _StepOnGpu:
     def _predict_around(self, layer: LayerWork) -> None:
         """Predictions made while this layer runs, and the fetches they release."""
         mode, index = self.work.predict, layer.layer
-        if self._known:
-            return
         if layer.prediction is not None:
             self._software(retrieval.cluster(self.config, layer.prediction), index)
+        if self._known:
+            return
         if mode == "same_layer" or index == 0:
             self._predict(layer, now=True)
         if mode == "next_layer" and index + 1 < len(self.work.layers):
             self._predict(self.work.layers[index + 1], now=False)
 
     def _predict(self, target: LayerWork, *, now: bool) -> None:
-        if target.prediction is not None:
+        if target.prediction is not None and target.selects:
             self._software(retrieval.select(self.config, target.prediction), target.layer)
         if now or self.config.fetch != "flexgen":
             self._fetch(target)
@@ -192,7 +194,7 @@ class _StepOnGpu:
         """Waits for what the layer fetches; a selection is gathered into one run before it is read."""
         a = layer.attention
         self._stream += self.fetched.get(layer.layer, ())
-        if layer.prediction is not None and a.chunk_bytes:
+        if layer.selects and a.chunk_bytes:
             self._kernel("attention", layer.layer, kernels.gather(self.config, a.kv_read_bytes, a.chunk_bytes))
         self._kernel("attention", layer.layer, kernels.attention(self.config, a, layer.softmax_elements))
 
@@ -204,7 +206,7 @@ class _StepOnGpu:
         if target.fetch is None:
             return
         config = self.config
-        timing, duration_ps = self._moved(target.fetch.extent_bytes, selected=target.prediction is not None)
+        timing, duration_ps = self._moved(target.fetch.extent_bytes, selected=target.selects)
         self.actions.update(config.offload.fetch_actions(timing))
         arriving = timing.payload_bytes
         staged = config.staging_copies * arriving

@@ -90,6 +90,7 @@ class GpuConfig(BaseModel):
     attention_share: float = Field(gt=0.0, le=1.0, description="fused attention / peak")
     fp32_flops: float = Field(gt=0.0, description="CUDA cores: unpacking weights, matrix-vector products")
     dram_bytes_per_s: float = Field(gt=0.0, description="usable, as a read kernel measures it")
+    dram_bytes_per_activate: int = Field(gt=0, description="of the device memory, streaming; priced, not timed")
     memory_capacity_bytes: int = Field(gt=0)
     l2_bytes: int = Field(gt=0)
     l2_bytes_per_s: float = Field(gt=0.0)

@@ -61,7 +61,7 @@ def cluster(config: GpuConfig, p: PredictionWork) -> SoftwareStage:
         return SoftwareStage(ops * config.dispatch_ps, update)
     ops = HASH_OPS * (p.hash_gemm is not None) + TOKEN_OPS * p.new_tokens
     work = [
-        kernels.elementwise(config, p.new_tokens * p.clusters, TOKEN_OPS * p.new_tokens, kernels.HALF_BYTES),
+        kernels.elementwise(config, p.comparisons, TOKEN_OPS * p.new_tokens, kernels.HALF_BYTES),
         kernels.stream(config, p.table_read_bytes, p.table_write_bytes),
     ]
     if p.hash_gemm is not None:

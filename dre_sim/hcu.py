@@ -27,7 +27,7 @@ class HcuConfig(BaseModel):
     bits_per_cycle: int = Field(default=16, ge=1, le=64, description="hash bits one lane compares a cycle")
     xor_accumulators: int = Field(default=1, ge=1, le=1024, description="clusters compared at once, h")
     early_exit: bool = Field(default=True, description="a lane ends once it can no longer win")
-    tile_bytes: int = Field(default=4096, ge=8, description="one buffer of cluster codes")
+    tile_bytes: int = Field(default=4096, ge=16, description="memory of cluster codes, in two buffers")
     current_bytes: int = Field(default=128, ge=8, description="memory of the current tokens' codes")
     # assumed: not in the paper; one 256-bit read a cycle
     table_bytes_per_cycle: int = Field(default=32, ge=1, description="rate at which tiles are loaded")
@@ -97,7 +97,7 @@ def simulate_hcu(
         threshold=hamming_threshold,
         early_exit=config.early_exit,
         first_match=match == "first",
-        tile_codes=config.tile_bytes // n_bytes,
+        tile_codes=config.tile_bytes // 2 // n_bytes,
         batch_codes=config.current_bytes // n_bytes,
         code_bytes=n_bytes,
         table_bytes_per_cycle=config.table_bytes_per_cycle,

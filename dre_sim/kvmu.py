@@ -31,11 +31,10 @@ class KvmuConfig(BaseModel):
     reuse_bytes: int = Field(
         default=0, ge=0, description="device memory of one stream's reuse region, shared evenly by its layers"
     )
-    prefetch_layers: int = Field(default=1, ge=0, description="layers a fetch may run ahead of its use")
     submit_ps: int = Field(
         default=0, ge=0, description="host time per extent where software asks for it; 0 where the unit does"
     )
-    # assumed: the logical block of an NVMe device
+    # assumed: the smallest logical block of an NVMe device; a drive with larger sectors decides
     sector_bytes: int = Field(default=512, ge=1, description="extents are rounded out to this")
 
 

@@ -21,12 +21,11 @@ RAW_GB_PER_S_PER_LANE = {3: 1.0, 4: 2.0, 5: 4.0}
 
 
 class LinkConfig(BaseModel):
-    """One PCIe link, one direction, and the way data is put on it.
+    """One PCIe link, one direction.
 
-    mode : `dma`, an engine with a descriptor for each extent (NVMe drive, KVMU); `memcpy`, one copy call of
-        the runtime for each extent; `gather`, a kernel that loads extents from host memory
-    transfer_ps : time that each extent adds, not overlapped with other extents
-    efficiency : share of the payload rate reached by long transfers in this mode
+    transfer_ps : time that each extent adds, not overlapped with other extents; that of copy calls and gather kernels
+        is the platform's (`GpuConfig.copy_path`)
+    efficiency : share of the payload rate reached by long transfers
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -36,7 +35,6 @@ class LinkConfig(BaseModel):
     lanes: Literal[1, 2, 4, 8, 16]
     tlp_payload_bytes: int = Field(default=128, ge=64, le=4096, description="largest data part of one packet")
     tlp_overhead_bytes: int = Field(default=28, ge=12, le=64, description="framing, header, CRC, share of DLLPs")
-    mode: Literal["dma", "memcpy", "gather"] = "dma"
     transfer_ps: int = Field(default=0, ge=0, le=10**9)
     efficiency: float = Field(default=1.0, gt=0, le=1)
     latency_ps: int = Field(default=0, ge=0, le=10**9, description="first byte asked to first byte received")
@@ -47,7 +45,7 @@ class LinkConfig(BaseModel):
 
     @property
     def payload_gb_per_s(self) -> float:
-        """What is left for data in full packets, at the mode's efficiency."""
+        """What is left for data in full packets, at the link's efficiency."""
         full = self.tlp_payload_bytes + self.tlp_overhead_bytes
         return self.raw_gb_per_s * self.tlp_payload_bytes / full * self.efficiency
 

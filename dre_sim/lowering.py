@@ -186,8 +186,7 @@ def lower(
         cached = np.stack([sel.attended.sum(axis=1) for sel in per_stream]).astype(np.int64)
         job = dre_jobs[i] if dre_jobs is not None else None
         fetch = merge_fetches([m.fetch for m in moved])
-        chunk_bytes = fetch.useful_bytes // fetch.extent_bytes.size if fetch is not None else 0
-        layer = _layer(shape, i, rows, batch, cached, chunk_bytes)
+        layer = _layer(shape, i, rows, batch, cached, _chunk_bytes(shape, per_stream, fetch))
         layers.append(
             replace(
                 layer,
@@ -200,6 +199,19 @@ def lower(
         )
     kv_len = selections[0].layers[0].n_cached
     return _step(shape, step.kind, rows, batch, kv_len, predict, layers, selections[0].policy)
+
+
+def _chunk_bytes(shape: ModelShape, streams: Sequence[LayerSelection], fetch: FetchWork | None) -> int:
+    """Mean run of what is attended to in device memory: an extent as it arrived, or tokens in their order; 0 = all."""
+    if fetch is not None:
+        return fetch.useful_bytes // fetch.extent_bytes.size
+    if all(sel.attended.all() for sel in streams):
+        return 0
+    tokens = runs = 0
+    for attended in (sel.attended for sel in streams):
+        tokens += int(attended.sum())
+        runs += int(attended[:, 0].sum() + (attended[:, 1:] & ~attended[:, :-1]).sum())
+    return shape.kv_bytes(tokens) // 2 // max(1, runs)
 
 
 def merge_fetches(fetches: Sequence[FetchWork]) -> FetchWork | None:
@@ -219,7 +231,8 @@ def _prediction(
     method: Method,
     job: DreJob | None,
 ) -> PredictionWork | None:
-    if predict == "none" or not any(sel.rows or sel.counts.score_macs for sel in streams):
+    kept = any(sel.tables or sel.counts.table_write_bytes for sel in streams)
+    if not kept and not any(sel.rows or sel.counts.score_macs for sel in streams):
         return None
     batch = len(streams)
     kv_dim = shape.n_kv_heads * shape.head_dim
@@ -252,8 +265,10 @@ def _prediction(
         exp_elements=sum(sel.counts.exp_elements for sel in streams),
         new_tokens=rows * batch,
         clusters=round(sum(columns) / len(columns)) if columns else sum(c.score_elements for c in counts) // score_rows,
+        comparisons=sum(rows * len(update.eligible) for sel in streams for update in sel.updates),
         tables=tables,
         score_rows=score_rows,
+        score_depth=score_macs // max(1, sum(c.score_elements for c in counts)),
         kv_heads=batch if method.heads_together else shape.n_kv_heads * batch,
         table_read_bytes=sum(sel.counts.table_read_bytes for sel in streams),
         table_write_bytes=sum(sel.counts.table_write_bytes for sel in streams),

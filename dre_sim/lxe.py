@@ -150,12 +150,13 @@ def attention(config: LxeConfig, rows: int, group: int, head_dim: int, cached_to
     cached_tokens : (batch, H), attended cached tokens of each KV head
     KV heads go to the cores round robin and a core works them off one after the other. With more cores
     than heads a head's tokens are dealt in blocks of `mac_trees` to its cores, whose partial outputs are
-    merged pairwise on the VPE. Masked products of the new tokens are executed, so `macs` counts them.
+    merged pairwise on the VPE; a core without a block has nothing to merge. Masked products of the new tokens are
+    executed, so `macs` counts them.
     """
     tokens = [int(t) + rows for t in np.asarray(cached_tokens).ravel()]
     query_rows, heads = rows * group, len(tokens)
     passes = _attention_passes(config, query_rows, head_dim)
-    sharers = max(1, config.cores // heads)
+    sharers = _sharers(config, heads, max(tokens))
     tiles = [_attention_tiles(config, _largest_share(config, t, sharers), head_dim) for t in tokens]
     loads = [sum(tiles[core :: config.cores]) for core in range(min(config.cores, heads))]
     cycles = _stream_cycles(config, max(loads), query_rows, passes)
@@ -180,8 +181,7 @@ def attention_scores_cycles(config: LxeConfig, rows: int, depth: int, columns: i
     """
     if min(rows, depth, columns, heads) < 1:
         return 0
-    sharers = max(1, config.cores // heads)
-    blocks = _ceil(_ceil(columns, config.mac_trees), sharers)
+    blocks = _ceil(_ceil(columns, config.mac_trees), _sharers(config, heads, columns))
     tiles = _ceil(heads, config.cores) * blocks * _ceil(depth, config.tree_inputs)
     return _stream_cycles(config, tiles, rows, 1)
 
@@ -295,6 +295,11 @@ def _attention_passes(config: LxeConfig, query_rows: int, head_dim: int) -> int:
     if fit < 1:
         raise ValueError(f"sram_bytes ({config.sram_bytes}) holds no query row of head_dim {head_dim}")
     return _ceil(query_rows, fit)
+
+
+def _sharers(config: LxeConfig, heads: int, columns: int) -> int:
+    """Cores that work on one head: no more than it has blocks of columns."""
+    return max(1, min(config.cores // heads, _ceil(columns, config.mac_trees)))
 
 
 def _largest_share(config: LxeConfig, tokens: int, sharers: int) -> int:

@@ -144,7 +144,7 @@ def simulate(
     n_pages = int(((n_bytes - 1) // config.page_bytes).sum()) + 2 * address.size
     op = np.empty((n_pages, k.OP_COLS), np.int64)
     table, waiting = _state(config), np.empty(address.size, np.int64)
-    k.run(depth, waiting, table, op, req, _device(config))
+    k.run(depth, waiting, table, op, req, _device(config, link))
     return SsdResult(
         submit_ps=req[:, k.SUBMIT],
         completion_ps=req[:, k.DONE],
@@ -199,7 +199,7 @@ def _buses(c: SsdConfig) -> int:
     return c.n_channels + c.n_channels % 2
 
 
-def _device(c: SsdConfig) -> Device:
+def _device(c: SsdConfig, link: LinkConfig) -> Device:
     from dre_sim._ssd_kernel import BUS_SIZE, DIE_SIZE, HOST_SIZE, Device
 
     dies = HOST_SIZE + _buses(c) * BUS_SIZE
@@ -218,7 +218,7 @@ def _device(c: SsdConfig) -> Device:
         buffer_bytes=c.buffer_bytes,
         merge=int(c.merge_same_page),
         commands_first=int(c.commands_first),
-        overhead=c.t_overhead_ps,
+        overhead=c.t_overhead_ps + link.latency_ps,
         buses=HOST_SIZE,
         all_dies=dies,
         read_times=dies + c.n_dies * DIE_SIZE,

@@ -7,16 +7,18 @@ For reproducing a published operating point and for models nobody has traced. Sa
 from __future__ import annotations
 
 from dataclasses import replace
-from math import ceil
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from dre_sim.hcu import HcuConfig, code_bytes
+from dre_sim.hcu import HcuConfig, simulate_hcu
 from dre_sim.lowering import dense_step
 from dre_sim.workload import DreJob, FetchWork, Gemm, Int64, LayerWork, PredictionWork, PredictMode, StepWork
-from dre_sim.wtu import WtuConfig
+from dre_sim.wtu import WtuConfig, rows_cost
 from resv.trace import ModelShape, StepKind
+
+# Width of a score in the threshold unit (docs/dre.md).
+SCORE_BITS = 16
 
 
 class OperatingPoint(BaseModel):
@@ -80,12 +82,12 @@ def _with_retrieval(
         attention=attention,
         softmax_elements=softmax,
         fetch=fetch,
-        prediction=_prediction(shape, layer.layer, n_new, batch, layer.attention.cached_tokens, point),
+        prediction=_prediction(shape, layer.layer, n_new, batch, layer.attention.cached_tokens, attended, point),
     )
 
 
 def _prediction(
-    shape: ModelShape, layer: int, n_new: int, batch: int, cached: Int64, point: OperatingPoint
+    shape: ModelShape, layer: int, n_new: int, batch: int, cached: Int64, attended: Int64, point: OperatingPoint
 ) -> PredictionWork | None:
     if point.predict == "none":
         return None
@@ -102,36 +104,46 @@ def _prediction(
         exp_elements=rows * clusters,
         new_tokens=n_new * batch,
         clusters=clusters,
+        comparisons=n_new * batch * clusters,
         tables=batch,
         score_rows=rows,
+        score_depth=shape.head_dim,
         kv_heads=shape.n_kv_heads * batch,
         table_read_bytes=0,
         table_write_bytes=0,
-        dre=_dre_job(shape, n_new, batch, clusters, point),
+        dre=_dre_job(shape, n_new, batch, clusters, int((-(-attended // point.tokens_per_cluster)).sum()), point),
     )
 
 
-def _dre_job(shape: ModelShape, n_new: int, batch: int, clusters: int, point: OperatingPoint) -> DreJob:
-    """Closed forms of docs/dre.md without early exit in the HCU, on as many cores as the model has KV heads.
+def _dre_job(shape: ModelShape, n_new: int, batch: int, clusters: int, selected: int, point: OperatingPoint) -> DreJob:
+    """What the units take on as many cores as the model has KV heads, one stream after the other.
 
-    An upper bound for the HCU: data would end most comparisons early.
+    Every comparison of the HCU runs to its end, and every new token joins a cluster: data would end most of them
+    early. Every row of the WTU visits as many ranges. `selected` clusters of all KV heads and streams are looked up.
     """
-    hcu, wtu, cores = HcuConfig(), WtuConfig(), shape.n_kv_heads
-    tokens = n_new * batch
-    chunks_per_code = -(-point.hash_bits // hcu.bits_per_cycle)
-    groups = ceil(ceil(clusters / cores) / hcu.xor_accumulators)
-    rows = n_new * shape.n_query_heads * batch
-    words = -(-clusters // wtu.lanes)
-    row_cycles = words + (wtu.lanes - 1).bit_length() + 2 + point.buckets_visited * (words + 1)
+    wtu, cores = WtuConfig(), shape.n_kv_heads
+    hcu = simulate_hcu(
+        HcuConfig(early_exit=False),
+        point.hash_bits,
+        point.hash_bits,
+        "nearest",
+        np.zeros(n_new, np.uint64),
+        np.zeros(clusters, np.uint64),
+        cores,
+    )
+    row = rows_cost(wtu, SCORE_BITS, clusters, np.array([point.buckets_visited], np.int32))
+    rows_of_head = n_new * shape.group * batch
+    rows = rows_of_head * shape.n_kv_heads
     return DreJob(
-        hcu_cycles=tokens * (groups * chunks_per_code + 3),
-        wtu_cycles=-(-rows // cores) * row_cycles,
-        hcu_chunks=tokens * clusters * chunks_per_code,
-        hcu_updates=tokens,
-        hcu_table_bytes=clusters * code_bytes(point.hash_bits) * batch,
-        wtu_elements=rows * clusters * (point.buckets_visited + 1),
+        hcu_cycles=batch * hcu.cycles,
+        wtu_cycles=rows_of_head * (int(row.cycles[0]) + row.union_words),
+        hcu_chunks=batch * hcu.chunks_examined,
+        hcu_updates=batch * hcu.updates,
+        hcu_table_bytes=batch * hcu.tile_bytes_read,
+        wtu_elements=rows * (clusters + int(row.elements[0])),
         wtu_rows=rows,
-        wtu_spills=0,
-        wtu_union_words=rows * -(-clusters // 64),
-        kvmu_lookups=clusters,
+        wtu_spills=rows if row.spilled else 0,
+        wtu_union_words=rows * row.union_words,
+        kvmu_lookups=selected,
+        wtu_spill_bytes=rows * int(row.spill_bytes[0]),
     )

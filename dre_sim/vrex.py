@@ -65,7 +65,7 @@ class VRex:
 
 
 class _StepOnVRex:
-    """Builds the task graph of one step. `fetched` holds each layer's fetch, for its attention to wait for."""
+    """Builds the task graph of one step. `fetched` holds what a layer's attention waits for: fetch, or choice."""
 
     def __init__(self, config: VRexConfig, work: StepWork) -> None:
         self.config = config
@@ -102,8 +102,7 @@ class _StepOnVRex:
     def _layer(self, layer: LayerWork, previous: int) -> int:
         index = layer.layer
         qkv, *others = layer.gemms
-        first = self._gemm(qkv, "linear", index, (previous,), layer.vector_elements)
-        self.actions["dram_write_bytes"] += layer.kv_write_bytes
+        first = self._gemm(qkv, "linear", index, (previous,), layer.vector_elements, layer.kv_write_bytes)
         self._predict_around(layer, first, previous)
         waits = (first,) if index not in self.fetched else (first, self.fetched[index])
         last = self._attention(layer, waits)
@@ -115,10 +114,10 @@ class _StepOnVRex:
     def _predict_around(self, layer: LayerWork, first: int, previous: int) -> None:
         """Predictions made while this layer runs, and the fetches they release."""
         index = layer.layer
+        clustered = self._cluster(layer, first)
         if self.work.predict == "none":
             self._prefetch_known(index + 1, (previous,))
             return
-        clustered = self._cluster(layer, first)
         if self.work.predict == "same_layer" or index == 0:
             self._predict(layer, first, clustered)
         if self.work.predict == "next_layer" and index + 1 < len(self.work.layers):
@@ -142,7 +141,7 @@ class _StepOnVRex:
             return self._update(p, layer.layer, after)
         if p.dre is None:
             # Without a DRE the vector engine compares codes: one operation per cluster and new token.
-            return self._vector("prediction", layer.layer, p.new_tokens * p.clusters, (after,))
+            return self._vector("prediction", layer.layer, p.comparisons, (after,))
         self.actions["hcu_chunks"] += p.dre.hcu_chunks
         self.actions["hcu_table_bytes"] += p.dre.hcu_table_bytes
         self.actions["hcu_updates"] += p.dre.hcu_updates
@@ -169,23 +168,25 @@ class _StepOnVRex:
         return self._on_lxe("prediction", layer, vector.cycles, (after,), read_bytes, write_bytes=write_bytes)
 
     def _predict(self, target: LayerWork, query: int, clustered: int) -> None:
-        """Score, threshold and fetch for `target`. Runs in the layer before it under `next_layer`."""
+        """Score, threshold and fetch for `target`, whose attention waits for the fetch, or for the choice itself.
+
+        Runs in the layer before it under `next_layer`.
+        """
         p = target.prediction
-        if p is None:
+        if p is None or not p.selects:
             self._prefetch_known(target.layer, (query,))
             return
         waits: tuple[int, ...] = (query, clustered)
         if p.query_gemm is not None:
             waits = (self._gemm(p.query_gemm, "prediction", target.layer, (query,)), clustered)
         selected = self._threshold(p, target.layer, self._scores(p, target.layer, waits))
-        if target.fetch is not None:
-            self.fetched[target.layer] = self._fetch(target.fetch, target.layer, (selected,))
+        fetch = target.fetch
+        self.fetched[target.layer] = self._fetch(fetch, target.layer, (selected,)) if fetch is not None else selected
 
     def _scores(self, p: PredictionWork, layer: int, after: tuple[int, ...]) -> int:
         """Queries times representative keys on the LXE, exponentials on the VPE."""
         rows = p.score_rows // max(1, p.kv_heads)
-        depth = p.score_macs // max(1, p.score_rows * p.clusters) if p.clusters else 0
-        cycles = lxe_model.attention_scores_cycles(self.config.lxe, rows, depth, p.clusters, p.kv_heads)
+        cycles = lxe_model.attention_scores_cycles(self.config.lxe, rows, p.score_depth, p.clusters, p.kv_heads)
         self.actions["dpe_macs"] += p.score_macs
         vector = lxe_model.vector(self.config.lxe, p.exp_elements, lxe_model.EXP_OPS)
         self.actions["vpe_ops"] += vector.ops
@@ -218,7 +219,7 @@ class _StepOnVRex:
         a: AttentionWork = layer.attention
         gemm = lxe_model.attention(self.config.lxe, a.rows, a.group, a.head_dim, a.cached_tokens)
         vector = lxe_model.vector(self.config.lxe, layer.softmax_elements, lxe_model.SOFTMAX_OPS)
-        self.actions["dpe_macs"] += a.macs
+        self.actions["dpe_macs"] += gemm.macs
         self.actions["vpe_ops"] += vector.ops
         self.actions["lxe_sram_bytes"] += gemm.sram_read_bytes + gemm.sram_write_bytes
         read_bytes = a.kv_read_bytes * gemm.weight_passes
@@ -249,7 +250,15 @@ class _StepOnVRex:
 
     # -- units ----------------------------------------------------------------------------------------
 
-    def _gemm(self, gemm: Gemm, what: str, layer: int, after: tuple[int, ...], vector_elements: int = 0) -> int:
+    def _gemm(
+        self,
+        gemm: Gemm,
+        what: str,
+        layer: int,
+        after: tuple[int, ...],
+        vector_elements: int = 0,
+        write_bytes: int = 0,
+    ) -> int:
         """One matrix product streaming its weights; element-wise work rides along on the VPE."""
         cost = self._gemm_cost(gemm.m, gemm.k, gemm.n)
         vector = lxe_model.vector(self.config.lxe, vector_elements, lxe_model.ELEMENTWISE_OPS)
@@ -258,7 +267,8 @@ class _StepOnVRex:
         self.actions["vpe_ops"] += vector.ops
         self.actions["lxe_sram_bytes"] += cost.sram_read_bytes + cost.sram_write_bytes
         read_bytes = weight_bytes + gemm.activation_bytes
-        return self._on_lxe(what, layer, max(cost.cycles, vector.cycles), after, read_bytes)
+        cycles = max(cost.cycles, vector.cycles)
+        return self._on_lxe(what, layer, cycles, after, read_bytes, write_bytes=write_bytes)
 
     def _on_lxe(
         self,

@@ -131,9 +131,12 @@ class PredictionWork:
     A GPU does all of it in software; a V-Rex core gives the GEMMs and exponentials to the LXE and the
     rest to the DRE (`dre`, None on platforms without one).
 
+    A step in which nothing can be left out scores nothing (`selects` is false) and still keeps what its new keys add.
+
     new_tokens : N · batch;  clusters : what a row is scored against: clusters C, frames, pages or tokens (mean over
-    streams and heads);  score_rows : N · G rows of every KV head and stream
-    tables : HC tables updated, 0 where nothing is clustered;  kv_heads : choices made, one per KV head and stream, or
+    streams and heads);  score_rows : N · G rows of every KV head and stream;  score_depth : elements of a scored key
+    tables : HC tables updated, 0 where nothing is clustered;  comparisons : of new tokens with clusters open to them,
+    over all tables;  kv_heads : choices made, one per KV head and stream, or
     one per stream where its heads share it
     """
 
@@ -144,13 +147,19 @@ class PredictionWork:
     exp_elements: int
     new_tokens: int
     clusters: int
+    comparisons: int
     tables: int
     score_rows: int
+    score_depth: int
     kv_heads: int
     table_read_bytes: int
     table_write_bytes: int
     dre: DreJob | None = None
     cut: Cut = "wicsum"
+
+    @property
+    def selects(self) -> bool:
+        return self.clusters > 0
 
 
 @dataclass(frozen=True)
@@ -174,6 +183,11 @@ class LayerWork:
     offload_write_bytes: int = 0
     reorder_bytes: int = 0
     prediction: PredictionWork | None = None
+
+    @property
+    def selects(self) -> bool:
+        """A prediction chooses what this layer attends to."""
+        return self.prediction is not None and self.prediction.selects
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -148,15 +148,14 @@ def simulate_wtu(config: WtuConfig, wicsum: WicsumFields, scores: Float32, token
     )
     if wicsum.exit == "none":
         buckets = np.where(buckets > 0, wicsum.buckets, 0).astype(np.int32)
-    spilled = n > segment_elements(config, wicsum.score_bits)
-    cycles, elements, passes_bytes = _row_costs(config, wicsum.score_bits, n, buckets, last_groups, spilled)
+    cost = rows_cost(config, wicsum.score_bits, n, buckets, last_groups)
     return WtuResult(
-        row_cycles=cycles,
-        union_words=n_rows * -(-n // UNION_BITS),
+        row_cycles=cost.cycles,
+        union_words=n_rows * cost.union_words,
         buckets_visited=buckets,
-        elements_visited=int(elements.sum()),
-        spills=n_rows if spilled else 0,
-        spill_bytes=int(passes_bytes.sum()),
+        elements_visited=int(cost.elements.sum()),
+        spills=n_rows if cost.spilled else 0,
+        spill_bytes=int(cost.spill_bytes.sum()),
         selected=selected,
         row_selected=n_selected,
         overshoot=n_selected - n_prefix,
@@ -169,10 +168,21 @@ def segment_elements(config: WtuConfig, score_bits: int) -> int:
     return fit // config.lanes * config.lanes
 
 
-def _row_costs(
-    config: WtuConfig, score_bits: int, n: int, buckets: Int32, last_groups: Int32, spilled: bool
-) -> tuple[Int64, Int64, Int64]:
-    """Cycles, elements range-tested and bytes spilled, each (R,); `last_groups` > 0 ends within a bucket."""
+class RowsCost(NamedTuple):
+    """Cycles, elements range-tested and bytes spilled, each (R,); words of one row's mask."""
+
+    cycles: Int64
+    elements: Int64
+    spill_bytes: Int64
+    union_words: int
+    spilled: bool
+
+
+def rows_cost(config: WtuConfig, score_bits: int, n: int, buckets: Int32, last_groups: Int32 | None = None) -> RowsCost:
+    """What rows of `n` clusters cost that visit `buckets` (R,) ranges; `last_groups` > 0 ends within the last."""
+    if last_groups is None:
+        last_groups = np.zeros_like(buckets)
+    words, spilled = -(-n // UNION_BITS), n > segment_elements(config, score_bits)
     n_groups = -(-n // config.lanes)
     ended_inside = last_groups > 0
     whole = buckets.astype(np.int64) - ended_inside
@@ -181,7 +191,7 @@ def _row_costs(
     if not spilled:
         cycles = n_groups + config.tree_cycles + whole * (n_groups + 1)
         cycles += ended_inside * (last_groups.astype(np.int64) + config.tree_cycles)
-        return cycles, elements, np.zeros(len(buckets), np.int64)
+        return RowsCost(cycles, elements, np.zeros(len(buckets), np.int64), words, spilled)
     entry_bits = score_bits + config.count_bits
     part_bytes = -(-part * entry_bits // 8)
     full_bytes = -(-n * entry_bits // 8)
@@ -190,7 +200,8 @@ def _row_costs(
     cycles = full_pass + config.tree_cycles + whole * (full_pass + 1)
     cycles += ended_inside * (part_pass + config.tree_cycles)
     written_bytes = -(-n * score_bits // 8)
-    return cycles, elements, written_bytes + (1 + whole) * full_bytes + part_bytes
+    spill_bytes = written_bytes + (1 + whole) * full_bytes + part_bytes
+    return RowsCost(cycles, elements, spill_bytes, words, spilled)
 
 
 def wtu_cycles_over_cores(heads: Sequence[WtuResult], n_units: int) -> int:

@@ -17,10 +17,12 @@ from dre_sim.lxe import peak_flops
 from dre_sim.platforms import VRexConfig
 from dre_sim.workload import DreJob, Method
 from energy_models.scaling import UnitParameters
+from energy_models.tables import PriceTable
 from resv.policies.base import Policy
 from resv.policies.resv import ReSV
 from resv.selection import LayerSelection
 from resv.trace import KVTrace
+from resv.wicsum import WicsumConfig
 
 # A GPU has no KV management unit; its software lays clusters out as ReSV says (contiguous, paper section IV).
 SOFTWARE_LAYOUT = KvmuConfig()
@@ -52,18 +54,18 @@ def layer_on_platform(
 
     Raises DisagreementError where a unit selects something else than the policy did.
     """
-    plans = fetch_plans(kvmu_of(platform, policy), policy, trace, selections)
+    plans = fetch_plans(kvmu_of(platform), policy, trace, selections)
     return on_platform(plans, dre_jobs(platform, policy, selections))
 
 
-def kvmu_of(platform: Any, policy: Policy) -> KvmuConfig:
-    """How a platform lays a policy's tokens out and what it keeps of what it fetched.
+def kvmu_of(platform: Any) -> KvmuConfig:
+    """How a platform lays tokens out and what it keeps of what it fetched.
 
-    Tokens in order of arrival share a drive's sectors, and each sector is read once.
+    Neighbours on a drive, tokens in order of arrival or clusters, share its sectors, and each sector is read once.
     """
     kvmu = platform.kvmu if isinstance(platform, VRexConfig) else SOFTWARE_LAYOUT
     ssd = platform.offload.ssd
-    if ssd is None or policy.granularity == "cluster":
+    if ssd is None:
         return kvmu
     return kvmu.model_copy(update={"sector_bytes": max(kvmu.sector_bytes, ssd.sector_bytes)})
 
@@ -120,17 +122,24 @@ def merge_jobs(jobs: Sequence[DreJob | None]) -> DreJob | None:
     return DreJob(**{f.name: sum(getattr(job, f.name) for job in known) for f in fields(DreJob)})
 
 
+def prices(config: VRexConfig | GpuConfig, table: PriceTable) -> PriceTable:
+    """A platform's price table; a GPU's power mode lowers what the table's caps allow."""
+    if isinstance(config, VRexConfig):
+        return table
+    most_w = config.mode.power_w
+    caps = {n: cap.model_copy(update={"power_w": min(cap.power_w, most_w)}) for n, cap in table.caps.items()}
+    return table.model_copy(update={"caps": caps})
+
+
 def unit_parameters(platform: VRexConfig, policies: Sequence[Policy]) -> UnitParameters:
-    """What decides the chip's area and unit costs: its own fields, and the widths its ReSV policy needs."""
-    resv = next((p for p in policies if isinstance(p, ReSV)), None)
+    """What decides the chip's area and unit costs: its own fields, and the widest that its ReSV policies need."""
+    resv = [p for p in policies if isinstance(p, ReSV)]
     lxe, hcu, wtu = platform.lxe, platform.hcu, platform.wtu
     widths: dict[str, int] = {}
-    if resv is not None:
-        widths["hash_bits"] = resv.hash_bits
-        widths["score_bits"] = resv.wicsum.score_bits
-        exponent = resv.wicsum.edges == "exponent"
-        # An exponent edge compares eight exponent bits and the kept mantissa, a linear one the whole score.
-        widths["range_bits"] = 8 + resv.wicsum.mantissa_bits if exponent else resv.wicsum.score_bits
+    if resv:
+        widths["hash_bits"] = max(p.hash_bits for p in resv)
+        widths["score_bits"] = max(p.wicsum.score_bits for p in resv)
+        widths["range_bits"] = max(_range_bits(p.wicsum) for p in resv)
     return UnitParameters(
         cores=lxe.cores,
         mac_trees=lxe.mac_trees,
@@ -151,3 +160,8 @@ def unit_parameters(platform: VRexConfig, policies: Sequence[Policy]) -> UnitPar
         frequency_hz=lxe.frequency_hz,
         **widths,
     )
+
+
+def _range_bits(wicsum: WicsumConfig) -> int:
+    """An exponent edge compares eight exponent bits and the kept mantissa, a linear one the whole score."""
+    return 8 + wicsum.mantissa_bits if wicsum.edges == "exponent" else wicsum.score_bits

@@ -32,6 +32,7 @@ from resv_sim.hardware import (
     memory_bytes_per_s,
     merge_jobs,
     method_of,
+    prices,
     unit_parameters,
 )
 from resv_sim.memo import Memo, cache_directory
@@ -197,7 +198,9 @@ def simulated(
     config = experiment.platforms[context.platform]
     _, model = PLATFORMS[config.kind]
     timeline = model(config).simulate(work)
-    bill = price(timeline, experiment.energy[context.platform], parameters(experiment, context.platform))
+    bill = price(
+        timeline, prices(config, experiment.energy[context.platform]), parameters(experiment, context.platform)
+    )
     return make_point(context, work, selections, timeline, bill)
 
 

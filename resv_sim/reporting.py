@@ -13,6 +13,7 @@ from dre_sim.timeline import Timeline
 from energy_models.scaling import UnitParameters
 from energy_models.sensitivity import Case, ranges, sensitivity
 from resv_sim.config import Experiment
+from resv_sim.hardware import prices
 from resv_sim.results import RatioKey, SensitivityRow
 from resv_sim.rows import Point
 
@@ -124,7 +125,11 @@ def _moved(experiment: Experiment, reference: Point, point: Point, parameters: P
 
 def _case(experiment: Experiment, point: Point, parameters: Parameters) -> Case:
     platform = point.row.platform
-    return Case(point.timeline, experiment.energy[platform], parameters(experiment, platform))
+    return Case(
+        point.timeline,
+        prices(experiment.platforms[platform], experiment.energy[platform]),
+        parameters(experiment, platform),
+    )
 
 
 def _unit(cases: Sequence[Case], name: str) -> str:

@@ -141,7 +141,8 @@ def gemm_schedule(
 
 def attention_cycles(config: LxeConfig, query_rows: int, head_dim: int, tokens: list[int], passes: int) -> int:
     """Deal heads (or a head's token blocks) to cores, clock each core, merge what cores share."""
-    sharers = max(1, config.cores // len(tokens))
+    blocks_of_longest = len(chunks(max(tokens), config.mac_trees))
+    sharers = max(1, min(config.cores // len(tokens), blocks_of_longest))
     work: dict[int, list[int]] = {}
     for head, t in enumerate(tokens):
         blocks = chunks(t, config.mac_trees)

@@ -65,7 +65,7 @@ def compare(token, clusters, best, config, counts) -> Iterator[None]:
 
 def table_pass(tokens, clusters, bests, config, n_bytes, counts):
     """Clock one core through its tiles; the loader fills the other buffer meanwhile."""
-    per_tile = config.tile_bytes // n_bytes
+    per_tile = config.tile_bytes // 2 // n_bytes
     tiles = [clusters[at : at + per_tile] for at in range(0, len(clusters), per_tile)]
     counts["tile_bytes_read"] += len(clusters) * n_bytes
     clock = 0

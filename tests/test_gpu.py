@@ -129,6 +129,12 @@ def test_modules_wait_for_their_own_host_time() -> None:
     assert Gpu(unknown).simulate(work).busy_ps("host") == (8 * 13 + 1) * A100.dispatch_ps
 
 
+def test_rows_of_the_memory_are_opened_as_bytes_go_by() -> None:
+    timeline = Gpu(ORIN).simulate(full_step(LLAMA3_8B, 5000))
+    moved = timeline.actions["dram_read_bytes"] + timeline.actions["dram_write_bytes"]
+    assert timeline.actions["dram_activates"] == round(moved / 1757)
+
+
 def test_busy_time_is_counted_at_the_highest_clock() -> None:
     """What switching draws falls with the clock; the operations are the same."""
     work = dense_step(LLAMA3_8B, 512, 0, kind="question")

@@ -30,7 +30,7 @@ def random_case(rng):
         bits_per_cycle=int(rng.choice([1, 3, 7, 8, 16, 32, 64])),
         xor_accumulators=int(rng.choice([1, 2, 3, 8])),
         early_exit=bool(rng.integers(2)),
-        tile_bytes=int(rng.choice([8, 20, 64, 4096])),
+        tile_bytes=int(rng.choice([16, 40, 128, 4096])),
         current_bytes=int(rng.choice([8, 24, 128])),
         table_bytes_per_cycle=int(rng.choice([1, 5, 32])),
     )
@@ -80,10 +80,10 @@ def test_any_codes_give_what_the_twin_gives(algorithm, match, width, lanes, earl
     assert_same_as_twin(config, hash_bits, threshold, match, *arrays, n_cores)
 
 
-def test_one_token_against_a_full_tile_takes_load_plus_two_chunks_a_code_plus_update():
+def test_one_token_against_two_full_tiles_takes_load_plus_two_chunks_a_code_plus_update():
     table = np.arange(1024, dtype=np.uint64)
     got = simulate_hcu(HcuConfig(early_exit=False), 32, 7, "nearest", table[:1], table)
-    assert got.cycles == 4096 // 32 + 1024 * 2 + 1 + 2
+    assert got.cycles == 2048 // 32 + 1024 * 2 + 1 + 2  # loading the other buffer is behind it
     assert got.tile_bytes_read == 4096
     assert (got.compare_cycles, got.chunks_examined, got.chunks_skipped) == (2048, 2048, 0)
 
@@ -99,7 +99,7 @@ def test_a_code_far_in_its_low_chunk_ends_after_one_chunk_at_the_threshold_not_b
 
 def test_the_next_tile_loads_behind_the_comparison_and_the_first_is_exposed():
     table = np.zeros(3, np.uint64)  # one code of 8 bytes a tile, one cycle to compare, eight to load
-    config = HcuConfig(bits_per_cycle=64, tile_bytes=8, table_bytes_per_cycle=1, early_exit=False)
+    config = HcuConfig(bits_per_cycle=64, tile_bytes=16, table_bytes_per_cycle=1, early_exit=False)
     got = simulate_hcu(config, 64, 7, "nearest", table[:1], table)
     assert got.cycles == 8 + max(1, 8) + max(1, 8) + 1 + 3
 

@@ -44,7 +44,7 @@ def test_each_extent_ends_in_a_packet_of_its_own() -> None:
 
 def test_copy_calls_of_3_5_us_dominate_small_blocks_as_measured() -> None:
     # 1000 blocks each by cudaMemcpyAsync over PCIe 5.0 x16 (vLLM blog 2026-01-08, Fig. 4): GB/s by block size.
-    link = LinkConfig(name="h100", generation=5, lanes=16, mode="memcpy", transfer_ps=3_500_000, efficiency=0.98)
+    link = LinkConfig(name="h100", generation=5, lanes=16, transfer_ps=3_500_000, efficiency=0.98)
     for kib, measured in ((4, 1.1), (8, 2.3), (64, 14.4), (1024, 44.4)):
         got = transfer(link, np.full(1000, kib * 1024))
         assert got.payload_bytes * 1e3 / got.time_ps == pytest.approx(measured, rel=0.1)

@@ -1,5 +1,7 @@
 """Counting: parameters, FLOPs and bytes of a step against closed forms and published totals."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -81,6 +83,33 @@ def test_lowering_keeps_every_byte_the_kv_management_reported() -> None:
     assert (layer.fetch.useful_bytes, layer.offload_write_bytes, layer.reorder_bytes) == (3148, 128, 64)
     assert layer.attention.cached_tokens.tolist() == [[20, 20], [30, 30]]
     assert (work.batch, work.kv_len_tokens, work.n_new) == (2, 50, 3)
+
+
+def test_what_is_read_of_the_device_comes_in_the_runs_that_are_attended_to() -> None:
+    """Two runs of three and four tokens a head, K or V of one head; everything attended to is one stream."""
+    counts, tokens = Counts(score_macs=96, score_elements=6), TINY.head_dim * TINY.kv_bits // 8
+    nothing = [[LayerTransfers(FetchWork(np.zeros(0, dtype=np.int64), 0, 0), 0, 0)] * 3]
+    for picked, chunk in (([1, 2, 3, 10, 11, 12, 13], 7 * tokens // 2), (range(20), 0)):
+        attended = np.zeros((TINY.n_kv_heads, 20), dtype=bool)
+        attended[:, list(picked)] = True
+        everything = np.ones_like(attended)
+        layers = tuple(LayerSelection(i, attended, everything, everything, counts) for i in range(3))
+        selection = Selection("topk", Step("frame", 20, 3), layers)
+        work = lower(TINY, [selection], nothing, "next_layer", Method())
+        assert work.layers[0].attention.chunk_bytes == chunk
+
+
+def test_scored_keys_keep_their_depth_whatever_streams_hold() -> None:
+    """Streams of unlike cluster counts: the mean is rounded, elements of a key are not."""
+    nothing = FetchWork(np.zeros(0, dtype=np.int64), 0, 0)
+    selections = []
+    for clusters in (9, 31, 58):
+        one = _selection(60, 20)
+        scored = 3 * TINY.n_query_heads * clusters
+        counts = Counts(score_macs=scored * TINY.head_dim, score_elements=scored)
+        selections.append(replace(one, layers=tuple(replace(layer, counts=counts) for layer in one.layers)))
+    work = lower(TINY, selections, [[LayerTransfers(nothing, 0, 0)] * 3] * 3, "next_layer", Method())
+    assert {layer.prediction.score_depth for layer in work.layers if layer.prediction} == {TINY.head_dim}
 
 
 def test_the_first_layer_predicts_with_its_own_query_and_later_ones_project_a_predicted_one() -> None:

@@ -187,6 +187,14 @@ def test_attention_and_vector_laws(cores: int, tokens: int, rows: int, width: in
     assert ops.cycles * width * cores >= ops.ops
 
 
+@pytest.mark.parametrize("cached", [0, 10, 50, 100, 1000])
+def test_more_cores_are_never_slower_at_a_short_cache(cached: int) -> None:
+    """Cores without a block of tokens have no partial output to merge."""
+    tokens = np.full((1, 8), cached, dtype=np.int64)
+    cycles = [lxe.attention(LxeConfig(cores=n), 10, 4, 128, tokens).cycles for n in (1, 8, 16, 24, 48)]
+    assert cycles == sorted(cycles, reverse=True)
+
+
 def test_scores_are_the_first_half_of_attention() -> None:
     """Queries times representative keys cost what QK^T over as many tokens costs."""
     assert lxe.attention_scores_cycles(LxeConfig(), 40, 128, 1250, 8) == 8 + 2 * 20 * 40 + 8

@@ -274,3 +274,9 @@ def test_bad_requests_drives_and_tiers_are_refused() -> None:
         tier().fetch(np.array([-1]))
     with pytest.raises(ValueError, match="kind ssd takes ssd, not nothing"):
         OffloadTier(kind="ssd", link=link())
+
+
+def test_a_links_latency_comes_on_top_of_every_request() -> None:
+    config = ssd()
+    near, far = (random_reads(config, link(latency_ps=ps), 4096, 1, 100) for ps in (0, 1_000_000))
+    assert far.mean_latency_ps == near.mean_latency_ps + 1_000_000

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import NamedTuple
+
 import numpy as np
 
+from dre_sim.kvmu import KvmuConfig
 from dre_sim.statistics import OperatingPoint, statistics_step
+from dre_sim.workload import FetchWork
 from resv.policies import run_layer
 from resv.policies.resv import ReSV
 from resv.synthetic import build_trace
 from resv.trace import KVTrace
 from resv.workload_plan import ProbeWorkload
 from resv_sim.config import Experiment
+from resv_sim.hardware import fetch_plans, kvmu_of
 from resv_sim.memo import code_fingerprint, key_of
 from resv_sim.reproduce.items import Findings, Group, Panel, Statement
 from resv_sim.reproduce.orderings import chain
@@ -84,15 +90,18 @@ def fig16(study: Study) -> Findings:
 def fig19(study: Study) -> Findings:
     """ReSV with and without clustering over full attention, all on V-Rex8.
 
-    Without clustering a token joins only a token of the very same 64-bit code. The ratio of this variant is
-    measured on a quarter of the layers and its step is statistics-driven: every token a cluster of its own.
+    Without clustering a token joins only a token of the very same 64-bit code. What this variant selects is
+    measured on a quarter of the layers, which stand for the others; its prediction is statistics-driven: every token a
+    cluster of its own. Tokens lie in their order of arrival and share the drive's sectors.
     """
     outcome = study.outcome("fig19")
     full, resv = (outcome.points[f"vrex8+{policy}", "frame", LENGTH].row for policy in ("full", "resv"))
-    ratio, resident = unclustered_ratio(study, outcome.experiment)
+    ratio, resident, fetches = unclustered(study, outcome.experiment)
     shape = outcome.experiment.model
     point = OperatingPoint(ratio=ratio, tokens_per_cluster=1, resident_tokens=resident)
-    alone = outcome.simulate(OURS, statistics_step(shape, shape.tokens_per_frame, LENGTH, point)).row
+    step = statistics_step(shape, shape.tokens_per_frame, LENGTH, point)
+    layers = tuple(replace(one, fetch=fetches[one.layer * len(fetches) // shape.n_layers]) for one in step.layers)
+    alone = outcome.simulate(OURS, replace(step, layers=layers)).row
     speedups = {"without clustering": full.latency_s / alone.latency_s, "ReSV": full.latency_s / resv.latency_s}
     faster = speedups["ReSV"] > speedups["without clustering"]
     return Findings(
@@ -103,7 +112,8 @@ def fig19(study: Study) -> Findings:
         statements=(Statement("clustering makes ReSV faster", "holds" if faster else "does not hold"),),
         notes=(
             "The paper does not say on which machine, nor what vanilla is: here V-Rex8, full attention with the whole "
-            f"cache offloaded. Without clustering {100 * ratio:.1f} % of the offloaded tokens are fetched, one by one.",
+            f"cache offloaded. Without clustering {100 * ratio:.1f} % of the offloaded tokens are fetched; they lie in "
+            "order of arrival.",
         ),
         panels=(
             Panel(
@@ -116,9 +126,10 @@ def fig19(study: Study) -> Findings:
     )
 
 
-def unclustered_ratio(study: Study, experiment: Experiment) -> tuple[float, int]:
-    """Share of the offloaded tokens that ReSV fetches without clustering, and how many tokens are resident."""
+def unclustered(study: Study, experiment: Experiment) -> tuple[float, int, list[FetchWork]]:
+    """ReSV without clustering: share of the offloaded tokens it fetches, resident tokens, sampled layers' fetches."""
     policy = experiment.policies["resv"].model_copy(update={"hash_bits": 64, "hamming_threshold": 1})
+    kvmu = kvmu_of(experiment.platforms["vrex8"]).model_copy(update={"mapping": "arrival"})
     trace = build_trace(
         experiment.model,
         experiment.video,
@@ -126,20 +137,40 @@ def unclustered_ratio(study: Study, experiment: Experiment) -> tuple[float, int]
         ProbeWorkload(kv_lengths_tokens=(LENGTH,), stages=("frame",)),
         seed=experiment.trace.seed,
     )
-    key = key_of("unclustered", code_fingerprint("resv"), trace.fingerprint(), policy.model_dump(mode="json"))
+    code, parts = (
+        [code_fingerprint(p) for p in ("resv", "dre_sim")],
+        [p.model_dump(mode="json") for p in (policy, kvmu)],
+    )
+    key = key_of("unclustered", code, trace.fingerprint(), parts)
     known = study.memo.load(key)
     if known is None:
         step = experiment.model.n_layers // SAMPLED_LAYERS
-        layers = range(step // 2, experiment.model.n_layers, step)
-        known = {"found": np.array([_layer_ratio(policy, trace, layer) for layer in layers])}
+        sampled = [
+            _unclustered_layer(policy, kvmu, trace, i) for i in range(step // 2, experiment.model.n_layers, step)
+        ]
+        known = {
+            "shares": np.array([layer.shares for layer in sampled]),
+            "tokens": np.array([[layer.fetch.useful_bytes, layer.fetch.n_tokens] for layer in sampled]),
+            "extents": np.concatenate([layer.fetch.extent_bytes for layer in sampled]),
+            "ends": np.cumsum([layer.fetch.extent_bytes.size for layer in sampled]),
+        }
         study.memo.store(key, known)
-    ratio, resident = known["found"].mean(axis=0)
-    return float(ratio), round(resident)
+    ratio, resident = known["shares"].mean(axis=0)
+    extents = np.split(known["extents"], known["ends"][:-1])
+    fetches = [FetchWork(e, int(b), int(n)) for e, (b, n) in zip(extents, known["tokens"], strict=True)]
+    return float(ratio), round(resident), fetches
 
 
-def _layer_ratio(policy: ReSV, trace: KVTrace, layer: int) -> tuple[float, float]:
-    """Fetched over offloaded tokens, and resident tokens, means over KV heads."""
+class _Sampled(NamedTuple):
+    """shares : fetched over offloaded tokens, and resident tokens, means over KV heads."""
+
+    shares: tuple[float, float]
+    fetch: FetchWork
+
+
+def _unclustered_layer(policy: ReSV, kvmu: KvmuConfig, trace: KVTrace, layer: int) -> _Sampled:
     (selection,) = run_layer(policy, trace, trace.layer(layer, values=False))
+    (plan,) = fetch_plans(kvmu, policy, trace, [selection])
     offloaded = ~selection.resident
     share = (selection.attended & offloaded).sum() / offloaded.sum()
-    return float(share), float(selection.resident.sum(axis=1).mean())
+    return _Sampled((float(share), float(selection.resident.sum(axis=1).mean())), plan.work)

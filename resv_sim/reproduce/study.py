@@ -29,7 +29,7 @@ from resv_sim.rows import Point
 
 Key = tuple[str, StepKind, int]
 STREAMS, AVERAGED_POLICY = 4, "resv"
-_NOT_REPEATED = ("hash_gemm", "query_gemm", "clusters", "dre", "cut")
+_NOT_REPEATED = ("hash_gemm", "query_gemm", "clusters", "score_depth", "dre", "cut")
 
 
 def paper_experiment(name: str) -> Path:

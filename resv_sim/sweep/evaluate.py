@@ -235,7 +235,7 @@ def _layers(memo: Memo, experiment: Experiment, run: RunConfig, traces: Sequence
     outcomes = kept.outcomes.get(
         key, lambda: [[_outcome(memo, trace, policy, i, topk) for trace in traces] for i in range(n_layers)]
     )
-    kvmu = kvmu_of(platform, policy)
+    kvmu = kvmu_of(platform)
     plans = kept.plans.get(
         key_of(key, _plain(kvmu)),
         lambda: [

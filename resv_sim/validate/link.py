@@ -32,7 +32,7 @@ def check(table: Table, row: Row) -> None:
 
 def compare(table: Table, row: Row) -> Iterator[Point]:
     mode = row.text("mode")
-    fields = {"generation": int(row.text("generation")), "lanes": int(row.text("lanes")), "mode": mode}
+    fields = {"generation": int(row.text("generation")), "lanes": int(row.text("lanes"))}
     link = LinkConfig.model_validate({"name": table.name, "transfer_ps": extent_cost_ps()[mode], **fields})
     result = transfer(link, np.full(row.count("n_extents"), row.count("extent_bytes"), np.int64))
     yield Point(
