@@ -90,7 +90,8 @@ class OffloadTier(BaseModel):
         moved = transfer(self.link, np.array([n_bytes], np.int64))
         if self.ssd is not None:
             busy_ps = sustained_write_ps(self.ssd, n_bytes)
-            behind_ps = busy_ps if n_bytes > self.ssd.buffer_bytes else 0
+            # What the drive's buffer does not hold has to be programmed first.
+            behind_ps = sustained_write_ps(self.ssd, max(0, n_bytes - self.ssd.buffer_bytes))
         else:
             busy_ps = behind_ps = _stream_ps(self.memory, AccessPattern(write_share=1.0), n_bytes)
         return _timing(max(moved.time_ps, behind_ps), 0, moved, busy_ps, 1, 0)

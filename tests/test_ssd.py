@@ -226,6 +226,16 @@ def test_nothing_to_fetch_or_write_takes_no_time() -> None:
     assert NOTHING.bandwidth_bytes_per_s == 0.0
 
 
+def test_a_byte_more_than_the_write_buffer_holds_takes_no_longer_by_itself() -> None:
+    held = tier().ssd.buffer_bytes
+    sizes = [held - 1, held, held + 1, 2 * held, 8 * held]
+    times = [tier().write(n).time_ps for n in sizes]
+    assert times == sorted(times)
+    assert times[2] - times[1] < 1e-3 * times[1]
+    slow = tier().model_copy(update={"ssd": ssd(t_program_ps=6_000_000_000)})
+    assert slow.write(8 * held).time_ps == sustained_write_ps(slow.ssd, 7 * held)
+
+
 def test_long_writes_end_with_their_programs_and_short_ones_in_the_buffer() -> None:
     config = ssd()
     short, long = tier().write(40_960), tier().write(1 << 30)

@@ -88,7 +88,7 @@ class RecencyConfig(BaseModel):
     model_config = _FROZEN
 
     exponent: float = Field(
-        default=1.0, ge=0, le=10, description="calibrated on the fall of the ratio from 10,000 to 40,000 tokens"
+        default=1.1, ge=0, le=10, description="calibrated on the fall of the ratio from 10,000 to 40,000 tokens"
     )
     head_jitter: float = Field(default=0.2, ge=0, le=3, description="log-normal spread over KV heads; assumed")
     shortest_tokens: float = Field(default=40_000.0, gt=1, description="wavelength; calibrated, as the exponent")
