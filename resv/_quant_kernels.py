@@ -22,14 +22,19 @@ def _turn(row: Any, cosine: Any, sine: Any, back: bool) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _quantise_row(row: Any, edges: Any, levels: Any, group: Any) -> None:
-    """Each element less the threshold it lies beyond, so that both tails meet at 0; the sign keeps the side."""
+def _quantise_row(row: Any, edges: Any, levels: Any, group: Any, above: Any) -> None:
+    """Each element less the threshold it lies beyond, so that both tails meet at 0.
+
+    An outer element's record says which tail it is from; a middle one has 4 bits alone, whose sign is the side.
+    group, above : (W,) room for each element's group and whether it lies beyond the outer high edge
+    """
     zero = np.float32(0.0)
     least, most = np.full(3, np.float32(np.inf)), np.full(3, np.float32(-np.inf))
     for i in range(len(row)):
         x = row[i]
-        if x < edges[0] or x > edges[3]:
-            g, x = OUTER, x - edges[3] if x > edges[3] else x - edges[0]
+        above[i] = x > edges[3]
+        if x < edges[0] or above[i]:
+            g, x = OUTER, x - edges[3] if above[i] else x - edges[0]
         elif x < edges[1] or x > edges[2]:
             g, x = MIDDLE, x - edges[2] if x > edges[2] else x - edges[1]
         else:
@@ -45,7 +50,7 @@ def _quantise_row(row: Any, edges: Any, levels: Any, group: Any) -> None:
         g = group[i]
         x = least[g] + np.rint((row[i] - least[g]) * scale[g]) * step[g]
         if g == OUTER:
-            x += edges[3] if x >= zero else edges[0]
+            x += edges[3] if above[i] else edges[0]
         elif g == MIDDLE:
             x += edges[2] if x >= zero else edges[1]
         row[i] = x
@@ -60,13 +65,13 @@ def quantise(rows: Any, first: int, frequencies: Any, edges: Any, levels: Any) -
     """
     half = len(frequencies)
     cosine, sine = np.empty(half, np.float32), np.empty(half, np.float32)
-    group = np.empty(rows.shape[1], np.int8)
+    group, above = np.empty(rows.shape[1], np.int8), np.empty(rows.shape[1], np.bool_)
     for t in range(rows.shape[0]):
         for i in range(half):
             angle = (first + t) * frequencies[i]
             cosine[i], sine[i] = np.cos(angle), np.sin(angle)
         if half:
             _turn(rows[t], cosine, sine, True)
-        _quantise_row(rows[t], edges, levels, group)
+        _quantise_row(rows[t], edges, levels, group, above)
         if half:
             _turn(rows[t], cosine, sine, False)

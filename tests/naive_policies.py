@@ -173,21 +173,23 @@ def flash_memory(features, n_centroids):
 
 
 def oaken_row(row, edges, levels=(32, 16, 32)):
-    """One token's elements quantised and restored."""
+    """One token's elements quantised and restored; an outer one's side is stored, a middle one's is its sign."""
     outer_low, inner_low, inner_high, outer_high = (float(e) for e in edges)
     shifted = []
     for x in map(float, row):
         if x < outer_low or x > outer_high:
-            shifted.append((0, x - (outer_high if x > outer_high else outer_low)))
+            edge = outer_high if x > outer_high else outer_low
+            shifted.append((0, x - edge, edge))
         elif x < inner_low or x > inner_high:
-            shifted.append((1, x - (inner_high if x > inner_high else inner_low)))
+            shifted.append((1, x - (inner_high if x > inner_high else inner_low), None))
         else:
-            shifted.append((2, x))
+            shifted.append((2, x, 0.0))
     out = []
-    for group, x in shifted:
-        mine = [y for g, y in shifted if g == group]
+    for group, x, edge in shifted:
+        mine = [y for g, y, _ in shifted if g == group]
         low, step = min(mine), (max(mine) - min(mine)) / (levels[group] - 1)
         y = low + (round((x - low) / step) * step if step > 0 else 0.0)
-        high_edge, low_edge = ((outer_high, outer_low), (inner_high, inner_low), (0.0, 0.0))[group]
-        out.append(y + (high_edge if y >= 0 else low_edge))
+        if edge is None:
+            edge = inner_high if y >= 0 else inner_low
+        out.append(y + edge)
     return out

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from resv._quant_kernels import quantise
 from resv.blocks import BlockCache
 from resv.policies import POLICIES, run_layer
 from resv.policies.infinigen import speculation_basis
@@ -302,6 +303,15 @@ def test_oaken_restores_what_its_slow_twin_does():
         # A value on the border of two steps may round either way.
         assert (np.abs(got - expected) < 1e-4).mean() > 0.995
         assert np.linalg.norm(got - exact) < 0.08 * np.linalg.norm(exact)
+
+
+def test_oaken_restores_an_outlier_just_beyond_an_edge_in_its_own_tail():
+    edges = np.array([-4, -0.1, 0.1, 4], dtype=np.float32)
+    row = np.array([[9, -9.2, 4.01, -4.01, 1, -1, 0, 0]], dtype=np.float32)  # the steps of the outer group miss 0
+    expected = naive.oaken_row(row[0], edges)
+    quantise(row, 0, np.zeros(0), edges, np.array([32, 16, 32]))
+    assert row[0] == pytest.approx(expected, abs=1e-5)
+    assert row[0, 2:4] == pytest.approx([4.01, -4.01], abs=0.2)
 
 
 def test_oakens_cache_takes_4_8_bits_and_that_much_less_of_everything():
