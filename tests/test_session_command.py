@@ -102,6 +102,12 @@ def test_a_full_tier_ends_the_frames_and_not_the_answers(clip: Path) -> None:
     assert done.exit_code == 2
     assert "is full (the limit of 8192 bytes): step 4" in done.stderr
     assert "out of device capacity" in refusal(*arguments, "--limit", "device_bytes=4096")
+    done = stream(
+        *arguments, "--limit", f"device_bytes={50 * 512}", "--set", "recent_bytes=4096", "--limit", "host_bytes=8192"
+    )
+    told = [json.loads(line) for line in done.stdout.splitlines()]
+    assert [event["kind"] for event in told] == ["frame"] * 7 + ["answer"]  # the seventh finds no room on the host
+    assert "the host tier is full" in done.stderr
 
 
 def test_a_video_whose_frames_change_size_is_refused_or_resized(tmp_path: Path) -> None:

@@ -235,6 +235,26 @@ def test_out_of_device_capacity_is_an_error_and_a_smaller_window_is_none() -> No
         assert store.size().device_bytes + store.copies_bytes <= 6 * FRAME
 
 
+@pytest.mark.parametrize("disk", [False, True])
+@pytest.mark.parametrize("dialogue", ["kept", "dropped"])
+def test_a_stream_that_no_other_process_writes_has_nothing_to_take_in(disk: bool, dialogue: str) -> None:
+    config = SessionConfig(max_new_tokens=5, dialogue=dialogue)  # type: ignore[arg-type]
+    told = []
+    for tiers in (Tiers(), Tiers(device_bytes=1 << 20, disk=disk)):
+        with attach(LLAVA, Full(), store=tiered(tiers)) as attachment:
+            session = Session(attachment, config=config)
+            list(session.stream(frames(3)))
+            said(session)
+            before = session.n_frames, session.timestamp_s, session.cache.n_tokens
+            if tiers != Tiers():
+                assert session.refresh() == 3
+                assert (session.n_frames, session.timestamp_s, session.cache.n_tokens) == before
+                assert session.cache.store.n_tokens == session.cache.n_tokens
+            list(session.stream(frames(4, 3)))
+            told.append(said(session))
+    assert told[0] == told[1]
+
+
 def test_a_long_stream_stays_within_its_device_budget_and_weighs_what_was_predicted() -> None:
     n, window, copies = 120, 8 * FRAME, 4 * FRAME
     policy = ReKV(r=4, n_local=32, recent_bytes=window)

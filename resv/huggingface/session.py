@@ -93,7 +93,7 @@ class Session:
         self.timestamp_s = 0.0  # of the last frame seen
         self._waiting: list[tuple[Tensor, float]] = []
         self._size: tuple[int, int] | None = None
-        self.refresh()
+        self._go_on()
         keeps = None if self.config.dialogue == "policy" else self.config.dialogue == "kept"
         wording = prompts or prompts_for(attachment.model, self.codec)
         limit = self.config.max_new_tokens
@@ -137,19 +137,28 @@ class Session:
             yield from self._ask(question, time_s if isfinite(time_s) else self.timestamp_s)
 
     def refresh(self) -> int:
-        """Take in what the store's folder holds and this session has not seen; return how many frames there are."""
+        """Take in what another process has landed in a folder that is read only here; return how many frames there are.
+
+        Raises `TierError` where this session has kept a dialogue: nothing can be taken in before it.
+        """
         store = self.cache.store
-        if isinstance(store, TieredStore):
+        if isinstance(store, TieredStore) and store.tiers.read_only:
             store.refresh()
-            self.notes += [note for note in resume(self.cache, store) if note not in self.notes]
-            frames = [record for record in store.records if record.kind == "frame"]
-            self.n_frames = sum(record.n_frames for record in frames)
-            self.timestamp_s = (frames[-1].timestamp_s or 0.0) if frames else 0.0
+            self._go_on()
         return self.n_frames
 
     def close(self) -> None:
         """Give back the cache; a folder keeps what has landed in it."""
         self.cache.close()
+
+    def _go_on(self) -> None:
+        """Behind the steps that the store's folder holds and this session has not seen."""
+        store = self.cache.store
+        if isinstance(store, TieredStore):
+            self.notes += [note for note in resume(self.cache, store) if note not in self.notes]
+            frames = [record for record in store.records if record.kind == "frame"]
+            self.n_frames = sum(record.n_frames for record in frames)
+            self.timestamp_s = (frames[-1].timestamp_s or 0.0) if frames else 0.0
 
     def _groups(self, frames: Iterable[Frame | Sequence[Frame]], cuts: Sequence[float]) -> Iterator[_Group]:
         """Frames as the model takes them in steps; none stands on both sides of a cut (a timestamp)."""

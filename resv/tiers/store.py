@@ -159,12 +159,14 @@ class TieredStore:
     def refresh(self) -> int:
         """Take in the steps that the folder's writer has landed since; return how many the folder holds.
 
-        Raises `TierError` where tokens were added here: take them back first.
+        Nothing to do where this store is not read only: no other process adds steps. Raises `TierError` where tokens
+        were added here: take them back first.
         """
-        self._disk.refresh()
-        if self._disk.n_tokens < self._n_tokens:  # the writer has taken steps back
-            self.truncate(self._disk.n_tokens)
-        self._adopt()
+        if self.tiers.read_only:
+            self._disk.refresh()
+            if self._disk.n_tokens < self._n_tokens:  # the writer has taken steps back
+                self.truncate(self._disk.n_tokens)
+            self._adopt()
         return len(self._disk.records)
 
     def size(self) -> StoreBytes:
