@@ -66,6 +66,9 @@ def test_size_is_the_tokens_that_are_not_evicted():
     evicted[:, :, 10:60] = True
     store.place(1, ~evicted, evicted)
     assert store.size().device_bytes == (rows - 2 * TINY.n_kv_heads * 50) * 2 * TINY.head_dim * 2
+    store.truncate(0)
+    assert store.size().device_bytes == 0
+    store, _ = filled(dtype=torch.bfloat16)
     store.place(1, ~evicted, None)
     assert store.size().device_bytes == rows * 2 * TINY.head_dim * 2
     store.close()

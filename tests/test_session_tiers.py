@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from click.testing import CliRunner
 
 pytest.importorskip("transformers")
@@ -30,7 +31,7 @@ from resv.policies.full import Full
 from resv.policies.infllm import InfLLM
 from resv.policies.rekv import ReKV
 from resv.tiers.config import Tiers
-from resv.tiers.errors import DeviceFullError, DiskFullError, FolderError
+from resv.tiers.errors import DeviceFullError, DiskFullError, FolderError, TierError
 from resv.tiers.reader import INDEX
 from resv.tiers.store import TieredStore, tiered
 from resv.video import VideoConfig, read_frames
@@ -128,6 +129,30 @@ def test_a_stream_goes_on_from_its_folder(name: str, tmp_path: Path) -> None:
         session, store = session_on(attachment)
         assert (session.n_frames, session.timestamp_s) == (12, 11.0)
         assert said(session) == uninterrupted_cached(name, 12)
+
+
+def test_a_stream_below_the_session_goes_on_and_begins_anew_too(tmp_path: Path) -> None:
+    x = torch.randn((1, 9, 64), generator=torch.Generator().manual_seed(0))
+    tiers = Tiers(folder=tmp_path)
+    with attach(LLAVA, Full()) as attachment:
+        ref = attachment.new_stream()
+        whole, alone = ref.forward(x).hidden, attachment.new_stream().forward(x[:, 5:]).hidden
+    with attach(LLAVA, Full(), store=tiered(tiers)) as attachment:
+        attachment.new_stream().forward(x[:, :5])
+    with attach(LLAVA, Full(), store=tiered(tiers.model_copy(update={"read_only": True}))) as attachment:
+        reading = attachment.new_stream()
+        assert reading.n_tokens == 5
+        with pytest.raises(TierError, match="read only cannot forget"):
+            reading.reset()
+        assert torch.allclose(reading.forward(x[:, 5:]).hidden, whole[:, 5:], atol=1e-5)
+    with attach(LLAVA, Full(), store=tiered(tiers)) as attachment:
+        stream = attachment.new_stream()
+        assert torch.allclose(stream.forward(x[:, 5:]).hidden, whole[:, 5:], atol=1e-5)
+        stream.reset()
+        assert stream.n_tokens == stream.store.n_tokens == 0
+        assert torch.allclose(stream.forward(x[:, 5:]).hidden, alone, atol=1e-5)
+    with attach(LLAVA, Full(), store=tiered(tiers)) as attachment:
+        assert attachment.new_stream().n_tokens == 4
 
 
 _SAID: dict[tuple[str, int], tuple[int, ...]] = {}

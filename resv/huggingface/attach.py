@@ -16,6 +16,7 @@ from torch import Tensor
 
 from resv.huggingface.families import Family, family_of, seconds_to_positions
 from resv.huggingface.positions import cannot_move, effective, turns_by_index
+from resv.huggingface.resume import resume
 from resv.huggingface.step import Listener, RunningStep
 from resv.huggingface.store import MemoryStore, StoreFactory
 from resv.huggingface.stream import Stream
@@ -26,6 +27,7 @@ from resv.policies.flash_vstream import FlashVStream
 from resv.policies.infllm import InfLLM
 from resv.policies.oaken import Oaken
 from resv.policies.rekv import ReKV
+from resv.tiers.store import TieredStore
 from resv.trace import ModelShape
 
 if TYPE_CHECKING:
@@ -85,12 +87,14 @@ class Attachment:
         return dtype
 
     def new_stream(self, batch: int = 1, *, seconds_per_step: float | None = None) -> Stream:
-        """An empty stream of `batch` items.
+        """An empty stream of `batch` items; on a folder that holds steps already, one that goes on behind them.
 
         seconds_per_step : from one frame step to the next, for models whose positions count time (Qwen2.5-VL)
         """
         stream = Stream(self, batch, seconds_per_step)
         self._streams.append(stream)
+        if isinstance(stream.store, TieredStore):
+            stream.notes = resume(stream, stream.store)
         return stream
 
     def session(self, **given: Any) -> Session:

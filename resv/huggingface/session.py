@@ -88,7 +88,7 @@ class Session:
         self.cache.keep_selections = False
         self.codec = codec or text_codec(attachment.model)
         is_memory = isinstance(attachment.policy, FlashVStream)  # as in the original, and not as eviction
-        self.notes = [note for note in attachment.notes if not (is_memory and "eviction" in note)]
+        self.notes = [note for note in attachment.notes if not (is_memory and "eviction" in note)] + self.cache.notes
         self.n_frames = 0
         self.timestamp_s = 0.0  # of the last frame seen
         self._waiting: list[tuple[Tensor, float]] = []

@@ -143,6 +143,8 @@ class MemoryStore:
 
     def truncate(self, n_tokens: int) -> None:
         self._lengths = [min(n, n_tokens) for n in self._lengths]
+        if not n_tokens:
+            self._evicted = [0] * len(self._evicted)
 
     def size(self) -> StoreBytes:
         """Bytes of the tokens that are not evicted; the buffers themselves may be longer."""

@@ -78,6 +78,7 @@ class Stream:
 
     keep_selections : keep what the last step selected, and count the bytes it read. Off, a step costs less.
     acts_in : stages in which the policy selects; in the others a step attends to the whole cache
+    notes : what to know of the results where the stream goes on from a folder
     """
 
     def __init__(self, attachment: Attachment, batch: int, seconds_per_step: float | None) -> None:
@@ -94,13 +95,13 @@ class Stream:
         self.keep_selections = True
         self.acts_in: frozenset[StepKind] = frozenset(("frame", "question", "decode"))
         self._interval = attachment.positions_per_step(seconds_per_step)
+        self.notes: list[str] = []
         self._forks = 0
         self._is_closed = False
+        self.store = attachment.store(self.shape, batch, attachment.device, attachment.dtype)
         self._begin()
 
     def _begin(self) -> None:
-        make = self.attachment.store
-        self.store = make(self.shape, self.batch, self.attachment.device, self.attachment.dtype)
         layers = range(self.shape.n_layers)
         self.states = [[self.policy.start(self.stored_shape, layer) for layer in layers] for _ in range(self.batch)]
         self.readers = self._new_readers()
@@ -223,9 +224,10 @@ class Stream:
     def reset(self) -> None:
         """Forget everything: an empty cache and fresh policy states, as of a new stream.
 
-        With `forward` of a whole memory this is how a method that prefixes embeddings to every question runs.
+        With `forward` of a whole memory this is how a method that prefixes embeddings to every question runs. What a
+        folder held is gone, too; raises `TierError` where it is read only.
         """
-        self.store.close()
+        self.store.truncate(0)
         self._begin()
         if self.listener is not None:
             self.listener.on_rollback(self, 0)
