@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from resv._arrays import round_bf16
 from resv.hashing import hash_codes, hyperplanes
 from resv.policies import POLICIES, ReSV, TopK, run_layer
+from resv.policies.base import run_layers
 from resv.wicsum import WicsumConfig
 from tests import naive_resv as naive
 from tests.shapes import TINY
@@ -104,6 +105,18 @@ def test_topk_keeps_each_rows_heaviest_and_nothing_else():
             logits = logits @ layer.keys[head, : got.n_cached].T
             expected = set().union(*(naive.topk(row, 6) for row in logits))
             assert set(np.flatnonzero(got.attended[head]).tolist()) == expected
+
+
+@pytest.mark.parametrize("policy", [TopK(k=6), ReSV(), POLICIES["rekv"](r=3)])
+def test_equal_policies_select_the_same(policy):
+    trace = TinyTrace()
+    one, other, again = run_layers(
+        [policy, policy.model_copy(), type(policy)(**policy.model_dump())], trace, trace.layer_trace
+    )
+    for a, b, c, alone in zip(one, other, again, run(policy), strict=True):
+        assert np.array_equal(a.attended, alone.attended)
+        assert np.array_equal(b.attended, alone.attended)
+        assert np.array_equal(c.attended, alone.attended)
 
 
 def test_the_fetch_of_full_is_what_lies_below_the_window():

@@ -197,8 +197,9 @@ def _run_together(
             bounds = np.append(ends[first:last], stop)
             kinds = [step.kind for step in trace.steps[first : last + 1]]
             state.append(layer_trace.keys[:, start:stop], np.diff(bounds, prepend=start), kinds)
-        for i, other in enumerate(policies):
-            view = state.under(other) if i else state
-            selections[i].append(view.select(queries[p], step_keys, probe.kind))
-        state.observe(probe, layer_trace.queries[p], step_keys, selections[0][-1])
+        chosen = state.select(queries[p], step_keys, probe.kind)
+        for mine, other in zip(selections, policies, strict=True):
+            same = other == policy
+            mine.append(chosen if same else state.under(other).select(queries[p], step_keys, probe.kind))
+        state.observe(probe, layer_trace.queries[p], step_keys, chosen)
     return [tuple(mine) for mine in selections]
