@@ -96,6 +96,10 @@ def _checked(scores: Array, token_counts: Array) -> tuple[NDArray[np.float32], N
     counts = to_numpy(token_counts).astype(np.int64)
     if rows.ndim != 2 or counts.shape != rows.shape[1:]:
         raise ValueError(f"scores {rows.shape} and token counts {counts.shape} do not fit: (R, K) and (K,)")
+    finite = np.isfinite(rows)  # the kernels turn scores into indices
+    if not finite.all():
+        row, column = np.argwhere(~finite)[0]
+        raise ValueError(f"the score in row {row}, column {column} is {rows[row, column]}; allowed: finite numbers")
     return rows, counts
 
 
@@ -204,7 +208,8 @@ def transform_scores(logits: Array, head_dim: int, transform: ScoreTransform) ->
     if transform == "softmax":
         logits = xp.exp((logits - xp.amax(logits, axis=1, keepdims=True)) * head_dim**-0.5)
     elif transform == "relu":
-        logits = xp.where(logits > 0, logits, 0.0)  # never -0.0, whose bits are not those of the lowest score
+        # Never -0.0, whose bits are not those of the lowest score; NaN stays, to be refused.
+        logits = xp.where(logits <= 0, 0.0, logits)
     elif transform == "minshift":
         logits = logits - xp.amin(logits, axis=1, keepdims=True)
     return round_bf16(logits)

@@ -6,8 +6,11 @@ import torch
 from pydantic import ValidationError
 
 from resv._arrays import round_bf16
+from resv.policies import ReSV
 from resv.wicsum import WicsumConfig, bucketed, exact, threshold, transform_scores
+from resv.wicsum import chosen as select_any
 from tests import naive_resv as naive
+from tests.shapes import TINY
 
 # V-Rex (HPCA 2026, arXiv 2512.12284), Fig. 9: scores 9, 8, 7 with counts 4, 3, 3, weighted sum 95, ratio
 # 0.8. The two low clusters are made up to that sum.
@@ -40,6 +43,35 @@ def random_rows(seed, transform):
 
 def chosen(mask):
     return [set(np.flatnonzero(row).tolist()) for row in mask]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("selector", ["exact", "bucketed"])
+def test_scores_that_are_no_finite_numbers_are_refused_before_a_kernel_sees_them(value, selector):
+    scores, counts = np.ones((3, 8), dtype=np.float32), np.ones(8, dtype=np.int64)
+    scores[1, 5] = value
+    config = WicsumConfig(selector=selector)
+    message = f"the score in row 1, column 5 is {value}; allowed: finite numbers"
+    entries = (threshold, select_any, bucketed) if selector == "bucketed" else (threshold, select_any)
+    for entry in entries:
+        with pytest.raises(ValueError, match=message):
+            entry(scores, counts, config)
+    with pytest.raises(ValueError, match=message):
+        exact(scores, counts, 0.3)
+
+
+@pytest.mark.parametrize("transform", ["softmax", "raw", "relu", "minshift"])
+@pytest.mark.parametrize("brief", [False, True])
+def test_resv_refuses_a_query_that_is_no_number(transform, brief):
+    rng = np.random.default_rng(0)
+    state = ReSV(wicsum={"score_transform": transform}).start(TINY, 0)
+    keys = rng.normal(size=(TINY.n_kv_heads, 30, TINY.head_dim)).astype(np.float32)
+    state.append(keys, [10, 10, 10])
+    state.brief = brief
+    queries = rng.normal(size=(TINY.n_query_heads, 4, TINY.head_dim)).astype(np.float32)
+    queries[1, 2, 3] = np.nan
+    with pytest.raises(ValueError, match="the score in row 6, column 0 is nan"):
+        state.select(queries, keys[:, :4])
 
 
 def test_the_papers_example_gives_exactly_three_clusters():
