@@ -81,6 +81,8 @@ def test_an_answer_is_what_one_pass_over_everything_would_say() -> None:
     assert (answer.n_frames, answer.n_prompt, answer.ended) == (3, len(QUESTION), "length")
     assert answer.first_token_s > 0
     assert answer.decode_s > 0
+    assert answer.n_passes == 4
+    assert answer.time_per_token_s == answer.decode_s / 4
 
 
 def test_questions_come_in_time() -> None:
@@ -134,6 +136,8 @@ def test_an_answer_ends_by_itself() -> None:
     assert isinstance(answer, Answer)
     assert answer.token_ids == ids[:stop]
     assert answer.ended == "itself"
+    assert answer.n_passes == stop  # the last one gave the ending token
+    assert answer.time_per_token_s == answer.decode_s / stop
 
 
 def test_a_batch_is_its_videos_side_by_side() -> None:

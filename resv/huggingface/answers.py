@@ -39,7 +39,9 @@ class Answer:
     """What the model said of one batch item.
 
     question : None where it spoke unasked;  n_frames : seen by then;  n_prompt : tokens prefilled for the answer
-    first_token_s : from the question to the first token's logits;  decode_s : the other tokens
+    first_token_s : from the question to the first token's logits
+    decode_s : of the `n_passes` behind it, one token of each; the last may be the ending one, which is no part of the
+        answer, and of a batch all go on until the longest answer has ended
     ended : by itself, or at the most tokens allowed
     """
 
@@ -51,14 +53,15 @@ class Answer:
     n_prompt: int
     first_token_s: float
     decode_s: float
+    n_passes: int
     ended: Literal["itself", "length"]
     item: int = 0
     kind: Literal["answer"] = "answer"
 
     @property
     def time_per_token_s(self) -> float:
-        """Mean of the tokens behind the first; 0 where there is none."""
-        return self.decode_s / (len(self.token_ids) - 1) if len(self.token_ids) > 1 else 0.0
+        """Mean of the passes behind the first; 0 where there is none."""
+        return self.decode_s / self.n_passes if self.n_passes else 0.0
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Said:
     n_prompt: int
     first_token_s: float
     decode_s: float
+    n_passes: int
 
 
 def run(stream: Stream, embeds: Tensor, note: StepNote) -> StepOutput:
@@ -87,14 +91,14 @@ def say(stream: Stream, prompt: Tensor, codec: TextCodec, max_new_tokens: int, t
     first_token_s, start = perf_counter() - start, perf_counter()
     said: list[list[int]] = [[] for _ in range(stream.batch)]
     ended = [False] * stream.batch
-    for n in range(max_new_tokens):
+    for n_passes in range(max_new_tokens):
         for item, token in enumerate(ids[:, 0].tolist()):
             ended[item] = ended[item] or token in codec.end_ids
             said[item] += [] if ended[item] else [token]
-        if all(ended) or n == max_new_tokens - 1:
+        if all(ended) or n_passes == max_new_tokens - 1:
             break
         ids = _likeliest(run(stream, embedded(stream, ids), StepNote("decode", timestamp_s)))
-    return Said(said, ended, ids, prompt.shape[1], first_token_s, perf_counter() - start)
+    return Said(said, ended, ids, prompt.shape[1], first_token_s, perf_counter() - start, n_passes)
 
 
 def _likeliest(output: StepOutput) -> Tensor:

@@ -221,6 +221,7 @@ class Session:
                 n_prompt=said.n_prompt,
                 first_token_s=said.first_token_s,
                 decode_s=said.decode_s,
+                n_passes=said.n_passes,
                 ended="itself" if said.ended[item] else "length",
                 item=item,
             )
