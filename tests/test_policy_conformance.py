@@ -107,6 +107,15 @@ def test_every_token_is_accounted_for(policy, trace):
             assert got.attended[got.resident].all()
 
 
+@pytest.mark.parametrize("policy", [p for p in variants() if "exempt" in p.id and p.values[0].kind not in EVICTING])
+@pytest.mark.parametrize("trace", [TinyTrace, TinySession])
+def test_what_is_exempt_is_no_candidate_in_any_stage(policy, trace):
+    for got in run(policy, trace()):
+        assert not (got.candidates & got.resident).any()
+        if policy.kind not in ("resv", "rekv_vrex"):  # whole clusters; text has no frame
+            assert np.array_equal(got.candidates, ~got.resident)
+
+
 @every_policy
 @pytest.mark.parametrize("stage", ["frame", "question", "decode"])
 def test_selecting_changes_nothing_and_appending_in_bulk_is_appending_step_by_step(policy, stage):

@@ -21,7 +21,7 @@ class FullState(WindowState):
 
 
 class Full(Policy):
-    """Attend to everything. `recent` and `predict` change nothing: nothing competes."""
+    """Attend to everything. `predict` changes nothing, `recent` only what the retrieval ratio is taken of."""
 
     runs_in: ClassVar[frozenset[StepKind]] = frozenset(("frame", "question", "decode"))
     granularity: ClassVar[Granularity] = "layer"

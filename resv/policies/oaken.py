@@ -33,7 +33,7 @@ class OakenState(WindowState):
         tokens = self.n_cached + step_keys.shape[1]
         elements = 2 * tokens * self.shape.n_kv_heads * self.shape.head_dim
         everything = np.ones(self.n_cached, dtype=np.bool_)
-        return self.selection(everything, Counts(vector_elements=elements), candidates=everything)
+        return self.selection(everything, Counts(vector_elements=elements))
 
 
 class Oaken(Policy):

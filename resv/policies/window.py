@@ -48,7 +48,7 @@ class WindowState(PolicyState):
 
     def everything(self) -> LayerSelection:
         """Full attention: what a policy does in stages and layers it does not act in."""
-        return self.selection(np.ones(self.n_cached, dtype=np.bool_), candidates=np.ones(self.n_cached, dtype=np.bool_))
+        return self.selection(np.ones(self.n_cached, dtype=np.bool_))
 
     def selection(
         self,
