@@ -91,6 +91,15 @@ def test_decoding_goes_on_with_the_questions_frames_which_are_on_the_device_by_t
         assert selection.counts.score_macs == 0
 
 
+def test_prompt_tokens_of_a_frame_do_not_make_it_a_retrieved_one():
+    trace = TinySession()
+    question, *answer = run("rekv", trace, r=2, n_init=2, recent_bytes=0)[8:]
+    assert kept(question) & {0, 1, 2, 3} == {0, 1}  # the prompt cuts the first frame, which was not retrieved
+    for step, selection in zip(trace.probes[9:], answer, strict=True):
+        assert kept(selection) == kept(question) | set(range(32, step.first_token))
+        assert not selection.resident[0, :4].any()
+
+
 def test_a_frame_after_the_answer_ends_it_and_what_was_said_is_in_no_frame():
     layer = TinySession().layer_trace
     state = POLICIES["rekv"](r=2, n_local=5).start(TINY, 1)

@@ -112,8 +112,9 @@ class ReKVState(FrameState):
         """A retrieval leaves its frames in the device's cache of blocks; decoding goes on with them."""
         if step.kind == "frame" or (step.kind == "decode" and self._answer is not None):
             return
-        frames = np.zeros(self.n_frames, dtype=np.bool_)
-        frames[np.unique(self.frame_of()[selection.attended[0] & (self.frame_of() >= 0)])] = True
+        frames, frame_of = np.zeros(self.n_frames, dtype=np.bool_), self.frame_of()
+        behind_prompt = np.arange(self.n_cached) >= self._policy.n_init  # which is attended whatever was retrieved
+        frames[np.unique(frame_of[selection.attended[0] & behind_prompt & (frame_of >= 0)])] = True
         self._cache.use(np.flatnonzero(frames).tolist())
         self._answer = (self.n_cached, frames)
 
