@@ -165,8 +165,11 @@ def _events(job: StreamJob, session: Session, questions: list[tuple[float, str]]
         except TierError as error:
             stopped = error
     try:
-        for _, question in questions[n_asked:]:
-            session.refresh()
+        for n, (_, question) in enumerate(questions[n_asked:]):
+            if not (
+                n and session.keeps_dialogue
+            ):  # else an answer stands behind the frames, and no frame fits before it
+                session.refresh()
             answer = session.ask(question)
             yield from [answer] if isinstance(answer, Answer) else answer
     except TierError as error:

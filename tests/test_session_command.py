@@ -93,6 +93,19 @@ def test_tiers_are_shared_and_gone_on_with(clip: Path, tmp_path: Path) -> None:
     assert "holds the cache of another model" in refusal("--tier", tier, "--frames", "1", model="tiny-smolvlm")
 
 
+@pytest.mark.parametrize("keeping", [["--dialogue", "kept"], ["--policy", "videollm_online"]])
+def test_a_reader_that_keeps_its_dialogue_answers_more_than_one_question(
+    keeping: list[str], clip: Path, tmp_path: Path
+) -> None:
+    tier = str(tmp_path / "tier")
+    lines("--video", str(clip), "--analyse", "--tier", tier, "--frames", "5")
+    one, two, cache = lines("--answer", "--tier", tier, "--ask", "one?", "--ask", "two?", *keeping)
+    assert [one["question"], two["question"]] == ["one?", "two?"]
+    assert one["n_frames"] == two["n_frames"] == 5
+    both = sum(answer["n_prompt"] + answer["n_passes"] for answer in (one, two))
+    assert cache["tokens"] == 5 * 4 + both
+
+
 def test_a_full_tier_ends_the_frames_and_not_the_answers(clip: Path) -> None:
     arguments = ["--video", str(clip), "--ask", "9: what?", "--json"]
     done = stream(*arguments, "--limit", "disk=true", "--limit", f"disk_bytes={4 * 2048}")

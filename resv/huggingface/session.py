@@ -147,6 +147,11 @@ class Session:
             self._go_on()
         return self.n_frames
 
+    @property
+    def keeps_dialogue(self) -> bool:
+        """Whether questions and answers stay in the cache."""
+        return self._style.keeps
+
     def close(self) -> None:
         """Give back the cache; a folder keeps what has landed in it."""
         self.cache.close()
