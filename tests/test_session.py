@@ -242,6 +242,17 @@ def test_alike_frames_share_a_centroid_and_the_last_frame_is_there_whole() -> No
     assert tokens.tolist() == pytest.approx([1.1, 7.0, 1.1, 1.1, 7.0, 7.0, *[1.1] * 4, *[9.0] * 4], abs=0.11)
 
 
+def test_the_memories_of_a_batch_do_not_mix() -> None:
+    policy = FlashVStream(temporal=3, abstract=3, key_frames=1, pool=2)
+    made = torch.randn((2, 12, 4, 8), generator=torch.Generator().manual_seed(0))
+    together, alone = VisualMemory(policy), [VisualMemory(policy), VisualMemory(policy)]
+    for t in range(12):
+        together.add(made[:, t])
+        for item, memory in enumerate(alone):
+            memory.add(made[item : item + 1, t])
+    assert torch.equal(together.tokens(), torch.cat([memory.tokens() for memory in alone]))
+
+
 def test_a_question_prefills_the_memory_and_nothing_else() -> None:
     answer = only_answers(events(FlashVStream(), 4, [(9.0, "what?")]))[0]
     memory = VisualMemory(FlashVStream())

@@ -13,7 +13,7 @@ from resv.policies.flash_vstream import FlashVStream
 
 
 class VisualMemory:
-    """Embeddings of frames (B, n, hidden) in, of the memory out; holds `temporal` + `current` frames and centroids.
+    """Embeddings of frames (B, n, hidden) in, of the memory out; every batch item has a memory of its own.
 
     Differs from Flash-VStream: pools neighbouring tokens in their order where it pools a square; joins the pair of
     centroids of least cost where it restarts k-means at random; the abstract memory is the mean of each of the
@@ -23,7 +23,26 @@ class VisualMemory:
 
     def __init__(self, policy: FlashVStream) -> None:
         self._policy = policy
-        self._centroids: list[Tensor] = []  # pooled, (B, n / pool, hidden) float32, in order of time
+        self._items: list[_ItemMemory] = []
+
+    def add(self, frame: Tensor) -> None:
+        self._items = self._items or [_ItemMemory(self._policy) for _ in frame]
+        for item, own in zip(self._items, torch.split(frame, 1), strict=True):
+            item.add(own.clone())  # a view would keep the frames of all items
+
+    def tokens(self) -> Tensor:
+        """(B, m, hidden): abstract, temporal, key and current frames. Raises ValueError before the first frame."""
+        if not self._items:
+            raise ValueError("the visual memory is empty: add a frame before asking")
+        return torch.cat([item.tokens() for item in self._items])
+
+
+class _ItemMemory:
+    """Of one video: `temporal` + `current` frames and centroids, and as many tokens after as many frames."""
+
+    def __init__(self, policy: FlashVStream) -> None:
+        self._policy = policy
+        self._centroids: list[Tensor] = []  # pooled, (1, n / pool, hidden) float32, in order of time
         self._stand_ins: list[Tensor] = []  # the whole frame nearest to each
         self._weights: list[int] = []
         self._current: list[Tensor] = []
@@ -38,9 +57,7 @@ class VisualMemory:
         self._current = [*self._current, frame][-self._policy.current :]
 
     def tokens(self) -> Tensor:
-        """(B, m, hidden): abstract, temporal, key and current frames. Raises ValueError before the first frame."""
-        if not self._current:
-            raise ValueError("the visual memory is empty: add a frame before asking")
+        """(1, m, hidden)"""
         heaviest = sorted(range(len(self._weights)), key=lambda i: (-self._weights[i], i))
         abstract = [self._centroids[i].mean(dim=1, keepdim=True) for i in sorted(heaviest[: self._policy.abstract])]
         keys = [self._stand_ins[i] for i in sorted(heaviest[: self._policy.key_frames])]
