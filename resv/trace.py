@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Float32 = NDArray[np.float32]
 StepKind = Literal["frame", "question", "decode"]
+STEP_KINDS: tuple[StepKind, ...] = get_args(StepKind)
 
 
 class VisionShape(BaseModel):

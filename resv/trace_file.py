@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from resv.trace import Float32, KVTrace, LayerTrace, ModelShape, Step
+from resv.trace import STEP_KINDS, Float32, KVTrace, LayerTrace, ModelShape, Step
 
 FORMAT, VERSION = "resv_sim_trace", 1
 DTYPES: dict[str, np.dtype[Any]] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2")}
@@ -244,14 +244,44 @@ def _parse_metadata(
         raise TraceError(f"{path}: format version {metadata.get('version')}; this program reads version {VERSION}")
     try:
         shape = ModelShape.model_validate_json(metadata["model"])
-        steps = tuple(Step(**s) for s in json.loads(metadata["steps"]))
-        probes = tuple(Step(**s) for s in json.loads(metadata["probes"]))
+        entries = {what: json.loads(metadata[f"{what}s"]) for what in ("step", "probe")}
         source = dict(json.loads(metadata.get("source", "{}")))
     except (KeyError, TypeError, ValueError, ValidationError) as error:
         text = " ".join(str(error).split())
         raise TraceError(f"{path}: metadata cannot be read as model, steps and probes ({text})") from error
+    steps, probes = (_read_steps(path, what, entries[what]) for what in ("step", "probe"))
     _check_steps(path, steps, probes)
     return shape, steps, probes, source
+
+
+def _read_steps(path: Path, what: str, entries: object) -> tuple[Step, ...]:
+    """`what` is step or probe. Raises `TraceError` with the entry and the field."""
+    if not isinstance(entries, list):
+        raise TraceError(f"{path}: {what}s is {entries!r}; allowed: a list of objects")
+    steps = []
+    for i, entry in enumerate(entries):
+        if wrong := _wrong_in(entry):
+            raise TraceError(f"{path}: {what} {i}: {wrong}")
+        steps.append(Step(**entry))
+    return tuple(steps)
+
+
+def _wrong_in(entry: object) -> str:
+    """What is wrong with one entry of steps or probes, and what is allowed; empty where nothing is."""
+    names = [field.name for field in fields(Step)]
+    if not isinstance(entry, dict) or not set(entry) <= set(names):
+        return f"{entry!r}; allowed: an object of {', '.join(names)}"
+    for name in ("kind", "first_token", "n_tokens"):
+        if name not in entry:
+            return f"{name} is missing"
+    if entry["kind"] not in STEP_KINDS:
+        return f"kind is {entry['kind']!r}; allowed: {', '.join(STEP_KINDS)}"
+    for name in ("first_token", "n_tokens"):
+        if type(entry[name]) is not int:  # JSON's true is an int of Python
+            return f"{name} is {entry[name]!r}; allowed: an integer"
+    if type(entry.get("in_stream", True)) is not bool:
+        return f"in_stream is {entry['in_stream']!r}; allowed: true or false"
+    return ""
 
 
 def _check_steps(path: Path, steps: tuple[Step, ...], probes: tuple[Step, ...]) -> None:
@@ -262,14 +292,19 @@ def _check_steps(path: Path, steps: tuple[Step, ...], probes: tuple[Step, ...]) 
                 f"{path}: step {i} covers tokens {step.first_token} to {step.first_token + step.n_tokens}, it should "
                 f"start at {at} and hold at least one: steps tile the stream"
             )
+        if not step.in_stream:
+            raise TraceError(f"{path}: step {i}: in_stream is false; allowed: true, what is dropped again is a probe")
         at += step.n_tokens
     if not steps:
         raise TraceError(f"{path}: a trace needs at least one step")
-    starts = {(s.first_token, s.n_tokens) for s in steps}
+    kinds = {(s.first_token, s.n_tokens): s.kind for s in steps}
     before = 0
     for i, probe in enumerate(probes):
-        if probe.in_stream and (probe.first_token, probe.n_tokens) not in starts:
+        kind = kinds.get((probe.first_token, probe.n_tokens))
+        if probe.in_stream and kind is None:
             raise TraceError(f"{path}: probe {i} is said to be in the stream, but no step is at {probe.first_token}")
+        if probe.in_stream and kind != probe.kind:
+            raise TraceError(f"{path}: probe {i}: kind is '{probe.kind}'; allowed: '{kind}', as of the step that it is")
         if not before <= probe.first_token <= at or probe.n_tokens < 1:
             raise TraceError(
                 f"{path}: probe {i} at token {probe.first_token}; probes are ordered and lie within 0 to {at}"

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -149,6 +150,13 @@ def _saying(key: str, text: str) -> Change:
 
 
 FRAME = {"kind": "frame", "first_token": 0, "n_tokens": 5, "in_stream": True}
+
+
+def _of_step(**given: object) -> Change:
+    """The first step's fields, changed."""
+    return _saying("steps", json.dumps([{**FRAME, **given}, *(asdict(step) for step in MadeTrace.steps[1:])]))
+
+
 DAMAGE: list[tuple[Change, str]] = [
     (_without("layers.1.keys"), r"layers\.1\.keys is missing"),
     (_without("layers.2.step_keys.1"), r"layers\.2\.step_keys\.1 is missing"),
@@ -161,6 +169,18 @@ DAMAGE: list[tuple[Change, str]] = [
     (_saying("steps", json.dumps([FRAME, FRAME])), r"step 1 covers tokens 0 to 5, it should start at 5"),
     (_saying("steps", "[]"), r"at least one step"),
     (_saying("probes", json.dumps([{**FRAME, "first_token": 99}])), r"probe 0"),
+    (_saying("steps", '{"kind": "frame"}'), r"steps is \{'kind': 'frame'\}; allowed: a list"),
+    (_saying("steps", "[5]"), r"step 0: 5; allowed: an object of kind, first_token, n_tokens, in_stream"),
+    (_of_step(kind="frames"), r"step 0: kind is 'frames'; allowed: frame, question, decode"),
+    (_of_step(kind=["frame"]), r"step 0: kind is \['frame'\]; allowed: frame, question, decode"),
+    (_of_step(n_tokens=5.0), r"step 0: n_tokens is 5\.0; allowed: an integer"),
+    (_of_step(first_token=False), r"step 0: first_token is False; allowed: an integer"),
+    (_of_step(in_stream=1), r"step 0: in_stream is 1; allowed: true or false"),
+    (_of_step(in_stream=False), r"step 0: in_stream is false; allowed: true"),
+    (_of_step(length=5), r"step 0: .*'length': 5.*; allowed: an object of kind"),
+    (_saying("steps", '[{"kind": "frame", "first_token": 0}]'), r"step 0: n_tokens is missing"),
+    (_saying("probes", json.dumps([{**FRAME, "kind": "qestion"}])), r"probe 0: kind is 'qestion'; allowed: frame, q"),
+    (_saying("probes", json.dumps([{**FRAME, "kind": "question"}])), r"probe 0: kind is 'question'; allowed: 'frame'"),
 ]
 
 
