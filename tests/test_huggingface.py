@@ -271,6 +271,12 @@ def test_bad_steps_are_refused():
                 stream.forward(wrong)
         with pytest.raises(ValueError, match="differ between batch items"):
             stream.forward(embeds(model, 4, 2), positions=torch.stack([torch.arange(4), torch.arange(4) + 1]))
+        for wrong in (torch.arange(5), torch.arange(8), torch.zeros((3, 4)), torch.zeros((3, 2, 4))):
+            with pytest.raises(ValueError, match=r"positions are \(.*\); allowed: \(4,\) or \(2, 4\)$"):
+                stream.forward(embeds(model, 4, 2), positions=wrong)
+        with pytest.raises(ValueError, match="stage is 'answer'; allowed: frame, question, decode"):
+            stream.forward(embeds(model, 4, 2), "answer")
+        assert stream.n_tokens == stream.store.n_tokens == 0
         with pytest.raises(UnsupportedModelError, match="no vision tower"):
             stream.add_frame(torch.zeros(2, 8, 8, 3, dtype=torch.uint8))
 
@@ -284,6 +290,17 @@ def test_what_a_policy_refuses_leaves_the_stream_as_it_was():
             stream.forward(embeds(model, 6))
         assert stream.n_tokens == stream.store.n_tokens == 5
         stream.forward(embeds(model, 5))
+
+
+def test_positions_of_a_model_with_several_are_one_row_or_three():
+    model = model_named("tiny-qwen2.5-vl")
+    x, row = embeds(model, 4, 2), torch.arange(4)
+    with resv.attach(model, small("full")) as attachment:
+        usual = attachment.new_stream(2).forward(x, "question").hidden
+        for given in (row, row.expand(2, 4), row.expand(3, 2, 4)):
+            assert torch.equal(attachment.new_stream(2).forward(x, "question", positions=given).hidden, usual)
+        with pytest.raises(ValueError, match=r"allowed: \(4,\) or \(2, 4\) or \(3, 2, 4\)"):
+            attachment.new_stream(2).forward(x, positions=row.expand(3, 4))
 
 
 def test_given_positions_are_used():

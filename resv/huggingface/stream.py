@@ -24,7 +24,7 @@ from resv.huggingface.step import RunningStep
 from resv.kv_cache import Ledger, account
 from resv.policies.base import CacheReader
 from resv.selection import LayerSelection
-from resv.trace import ModelShape, Step, StepKind
+from resv.trace import STEP_KINDS, ModelShape, Step, StepKind
 
 if TYPE_CHECKING:
     from resv.huggingface.attach import Attachment
@@ -163,10 +163,10 @@ class Stream:
         positions : (n,), (B, n) equal in all items, or (3, B, n) for such models; the family's where not given
         in_stream : whether the step's tokens join the cache; if not, it is a probe, which leaves the cache as it is
 
-        Raises ValueError where shapes do not fit; what a store raises (no room) passes through. In both cases the
-        stream is as before the step.
+        Raises ValueError where shapes do not fit or there is no such stage; what a store raises (no room) passes
+        through. In both cases the stream is as before the step.
         """
-        self._check(embeds)
+        self._check(embeds, stage)
         n_new = embeds.shape[1]
         given, cursor = self._place(n_new, stage, positions, grid)
         step = Step(stage, self.n_tokens, n_new, in_stream)
@@ -238,7 +238,7 @@ class Stream:
             self._is_closed = True
             self.store.close()
 
-    def _check(self, embeds: Tensor) -> None:
+    def _check(self, embeds: Tensor, stage: StepKind) -> None:
         if self._is_closed:
             raise ValueError("this stream is closed: its attachment has ended, or `close` was called")
         expected = (self.batch, self.shape.hidden)
@@ -247,14 +247,19 @@ class Stream:
                 f"embeddings are {tuple(embeds.shape)}; allowed: (batch, tokens, hidden) with batch {self.batch}, "
                 f"hidden {self.shape.hidden} and at least one token"
             )
+        if stage not in STEP_KINDS:
+            raise ValueError(f"stage is {stage!r}; allowed: {', '.join(STEP_KINDS)}")
 
     def _place(self, n_new: int, stage: StepKind, positions: Tensor | None, grid: Grid | None) -> tuple[Tensor, Cursor]:
         """Positions (n,) or (3, n) on the CPU, and the cursor behind them."""
         if positions is None:
             return self.attachment.family.step_positions(self._cursor, n_new, stage, grid, self._interval)
         several = self.attachment.family.several_positions
+        allowed = [(n_new,), (self.batch, n_new), *([(3, self.batch, n_new)] if several else [])]
+        if tuple(positions.shape) not in allowed:
+            raise ValueError(f"positions are {tuple(positions.shape)}; allowed: {' or '.join(map(str, allowed))}")
         given = positions.cpu()
-        items = given.reshape(-1, n_new) if not several or given.ndim == 1 else given.reshape(3, -1, n_new)
+        items = given[None] if given.ndim == 1 else given
         if (items != items[..., :1, :]).any():
             raise ValueError("positions differ between batch items; allowed: the same in all")
         one = items[..., 0, :]
