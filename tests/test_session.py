@@ -140,6 +140,14 @@ def test_an_answer_ends_by_itself() -> None:
     assert answer.time_per_token_s == answer.decode_s / stop
 
 
+def test_an_answer_of_no_tokens_is_refused() -> None:
+    with attach(LLAVA, Full()) as attachment:
+        session = Session(attachment, config=SHORT)
+        list(session.stream(frames(1)))
+        with pytest.raises(ValueError, match="max_new_tokens is 0; allowed: at least 1"):
+            session.ask("what?", 0)
+
+
 def test_a_batch_is_its_videos_side_by_side() -> None:
     videos = [frames(3, seed=1), frames(3, seed=2)]
     with attach(LLAVA, ReKV(r=2)) as attachment:

@@ -111,7 +111,12 @@ class Session:
         return self._run_waiting() if len(self._waiting) == self._per_step else []
 
     def ask(self, question: str, max_new_tokens: int | None = None) -> Answer | list[Answer]:
-        """Ask about the frames so far; of a batch, every item the same, one answer each."""
+        """Ask about the frames so far; of a batch, every item the same, one answer each.
+
+        max_new_tokens : the configured ones where not given. Raises ValueError where it is below 1.
+        """
+        if max_new_tokens is not None and max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens is {max_new_tokens}; allowed: at least 1")
         self._run_waiting()
         answers = self._ask(question, self.timestamp_s, max_new_tokens)
         return answers[0] if self.cache.batch == 1 else answers
@@ -212,7 +217,8 @@ class Session:
         return [event, *(self._answers(None, seen.said, self.timestamp_s) if seen.said else [])]
 
     def _ask(self, question: str, timestamp_s: float, max_new_tokens: int | None = None) -> list[Answer]:
-        said = self._style.ask(question, max_new_tokens or self.config.max_new_tokens, timestamp_s)
+        limit = self.config.max_new_tokens if max_new_tokens is None else max_new_tokens
+        said = self._style.ask(question, limit, timestamp_s)
         return self._answers(question, said, timestamp_s)
 
     def _answers(self, question: str | None, said: Said, timestamp_s: float) -> list[Answer]:
