@@ -52,6 +52,6 @@ def topk(bits: Any, k: int, block: int, out: Any) -> None:
     n = bits.shape[1]
     keys, maxima = np.empty(n, np.int32), np.empty(-(-n // block), np.int32)
     for r in range(len(bits)):
-        for i in range(n):  # float32 bits as integers of the same order
-            keys[i] = bits[r, i] ^ ((bits[r, i] >> np.int32(31)) & np.int32(0x7FFFFFFF))
+        for i in range(n):  # float32 bits as integers of the same order: the magnitude with its sign, so -0.0 is 0.0
+            keys[i] = bits[r, i] if bits[r, i] >= 0 else -0x80000000 - bits[r, i]
         _topk_row(keys, k, block, maxima, out[r])

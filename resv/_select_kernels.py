@@ -10,8 +10,8 @@ from numba import njit
 
 @njit(cache=True, nogil=True)
 def _ordered(bits: Any) -> Any:
-    """float32 bits (int32) as an unsigned integer of the same order."""
-    return np.uint32(bits) ^ (np.uint32(0x80000000) if bits >= 0 else np.uint32(0xFFFFFFFF))
+    """float32 bits (int32) as an unsigned integer of the same order; -0.0 equals 0.0."""
+    return np.uint32(bits ^ -0x80000000) if bits >= 0 else np.uint32(-bits)
 
 
 @njit(cache=True, nogil=True)

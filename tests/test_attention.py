@@ -101,7 +101,8 @@ def test_fidelity_without_values_and_with_an_empty_cache():
 @pytest.mark.parametrize(("n", "k"), [(1, 1), (63, 64), (64, 64), (300, 1), (1000, 7), (20_000, 64)])
 def test_topk_takes_the_heaviest_and_of_equals_the_lowest(n, k):
     rng = np.random.default_rng(n)
-    for row in (rng.standard_normal(n), np.round(rng.standard_normal(n)), np.zeros(n), -np.arange(n) - 1.0):
+    zeros = np.copysign(0.0, rng.standard_normal(n))
+    for row in (rng.standard_normal(n), np.round(rng.standard_normal(n)), np.zeros(n), zeros, -np.arange(n) - 1.0):
         got = topk_indices(row[None].astype(np.float32), k)[0]
         assert len(got) == min(n, k)
         assert set(got.tolist()) == naive.topk(row.astype(np.float32), k)
