@@ -1,6 +1,8 @@
 """What one stored token looks like, and what a step's record says. Nouns only; no file is touched here.
 
-Rows of bytes know no policy: a folder written under one policy can be read under any other.
+Rows of bytes know no policy: a folder written under one policy can be read under any other. With one gap: text waits in
+memory for the next frame, and where a policy has evicted some of it by then (StreamingLLM, Flash-VStream), zeros stand
+in its place. Frames are written before anything can evict them.
 """
 
 from __future__ import annotations
