@@ -155,6 +155,31 @@ def test_a_stream_below_the_session_goes_on_and_begins_anew_too(tmp_path: Path) 
         assert attachment.new_stream().n_tokens == 4
 
 
+@pytest.mark.parametrize("n_again", [2, 5, 9])
+def test_a_reader_sees_that_its_writer_began_anew(n_again: int, tmp_path: Path) -> None:
+    policy, tiers = policy_of("resv"), Tiers(folder=tmp_path)
+    other = tiny_model("tiny-llava")
+    with (
+        attach(LLAVA, policy, store=tiered(tiers)) as writing,
+        attach(other, policy, store=tiered(tiers.model_copy(update={"read_only": True}))) as reading,
+    ):
+        writer = Session(writing, config=SHORT)
+        list(writer.stream(frames(5)))
+        reader, store = session_on(reading)
+        said(reader)
+        writer.cache.reset()
+        for frame in frames(20, 20 - n_again):
+            writer.add_frame(frame)
+        assert reader.refresh() == n_again
+        assert reader.cache.n_tokens == store.n_tokens == 4 * n_again
+        assert_as_the_ledger_has_it(reader, store)
+        got = said(reader)
+    with attach(LLAVA, policy) as attachment:
+        session = Session(attachment, config=SHORT)
+        list(session.stream(frames(20, 20 - n_again)))
+        assert got == said(session)
+
+
 _SAID: dict[tuple[str, int], tuple[int, ...]] = {}
 
 

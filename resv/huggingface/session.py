@@ -148,7 +148,8 @@ class Session:
         """
         store = self.cache.store
         if isinstance(store, TieredStore) and store.tiers.read_only:
-            store.refresh()
+            if store.refresh() < self.cache.n_tokens:  # the writer has taken steps back
+                self.cache.forget()
             self._go_on()
         return self.n_frames
 

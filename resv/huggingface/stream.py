@@ -228,6 +228,10 @@ class Stream:
         folder held is gone, too; raises `TierError` where it is read only.
         """
         self.store.truncate(0)
+        self.forget()
+
+    def forget(self) -> None:
+        """Fresh policy states over whatever the store holds, which is then to be taken in anew (`adopt`)."""
         self._begin()
         if self.listener is not None:
             self.listener.on_rollback(self, 0)

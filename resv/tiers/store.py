@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import takewhile
 
 import numpy as np
 import torch
@@ -151,23 +152,26 @@ class TieredStore:
     def truncate(self, n_tokens: int) -> None:
         self._prefetcher.discard()
         self._disk.truncate(n_tokens)
-        for layer in self._layers:
-            layer.truncate(n_tokens)
-        self._n_tokens = min(self._n_tokens, n_tokens)
+        self._forget(n_tokens)
         self._next = StepNote()
 
     def refresh(self) -> int:
-        """Take in the steps that the folder's writer has landed since; return how many the folder holds.
+        """Take in the steps that the folder's writer has landed since; return how many tokens from before still hold.
 
-        Nothing to do where this store is not read only: no other process adds steps. Raises `TierError` where tokens
-        were added here: take them back first.
+        Those are all, unless the writer has taken steps back. Nothing to do where this store is not read only: no other
+        process adds steps. Raises `TierError` where tokens were added here: take them back first.
         """
-        if self.tiers.read_only:
-            self._disk.refresh()
-            if self._disk.n_tokens < self._n_tokens:  # the writer has taken steps back
-                self.truncate(self._disk.n_tokens)
-            self._adopt()
-        return len(self._disk.records)
+        if not self.tiers.read_only:
+            return self._n_tokens
+        before = list(self._disk.records)
+        self._disk.refresh()
+        pairs = zip(before, self._disk.records, strict=False)
+        still = sum(old.n_tokens for old, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        if still < self._n_tokens:
+            self._prefetcher.discard()
+            self._forget(still)
+        self._adopt()
+        return still
 
     def size(self) -> StoreBytes:
         """Where each token is at home; copies are not counted twice."""
@@ -184,6 +188,12 @@ class TieredStore:
             with self._explained(number):
                 layer.check_room(n_new * self.layout.lanes)
         self._disk.begin(self._next, n_new)
+
+    def _forget(self, n_tokens: int) -> None:
+        """The tokens from `n_tokens` on, in all layers; the disk tier apart."""
+        for layer in self._layers:
+            layer.truncate(n_tokens)
+        self._n_tokens = min(self._n_tokens, n_tokens)
 
     def _adopt(self) -> None:
         """Take in the steps of the disk tier that the layers do not have."""
