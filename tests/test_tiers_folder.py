@@ -324,3 +324,19 @@ def test_a_record_survives_its_line_and_no_altered_one_does() -> None:
     assert StepRecord.of_line(line) == record
     assert StepRecord.of_line(line[:-1]) is None
     assert StepRecord.of_line(line.replace(b'"n_tokens":2', b'"n_tokens":3')) is None
+
+
+def test_a_temporary_folder_that_goes_while_others_are_swept_disturbs_nobody(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Late(WriterLock):
+        def __init__(self, folder: Path) -> None:
+            if folder.name == "going":
+                folder.rmdir()  # by its own process, which needs no guard for that
+            super().__init__(folder)
+
+    for name in ("going", "stale"):
+        (tmp_path / name).mkdir()
+    monkeypatch.setattr("resv.tiers.locks.WriterLock", Late)
+    assert remove_stale(tmp_path) == [tmp_path / "stale"]
+    assert not list(tmp_path.iterdir())

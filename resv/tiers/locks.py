@@ -60,7 +60,7 @@ def remove_stale(root: Path) -> list[Path]:
     for folder in sorted(path for path in root.iterdir() if path.is_dir()):
         try:
             lock = WriterLock(folder)
-        except FolderInUseError:
+        except (FolderInUseError, FileNotFoundError):  # the second: its process has just removed it
             continue
         shutil.rmtree(folder, ignore_errors=True)
         lock.release()
