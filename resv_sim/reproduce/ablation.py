@@ -69,8 +69,9 @@ def fig16(study: Study) -> Findings:
         notes=(
             "V-Rex8 without KVMU: hash and threshold units as in V-Rex8, tokens on the drive in order of arrival "
             "(kvmu.mapping: arrival), so that each brings the sector it lies in. With clusters laid together by "
-            "software, as in the step before, and a host that asks for every extent at that step's price (kvmu.submit_ps), it "
-            f"is {software.speedup:.2f}x and {software.energy_gain:.2f}x: the paper's 6.0x lies between.",
+            "software, as in the step before, and a host that asks for every extent at that step's price "
+            f"(kvmu.submit_ps), it is {software.speedup:.2f}x and {software.energy_gain:.2f}x: the paper's 6.0x lies "
+            "between.",
             "Prediction share: time in which some unit works on a prediction, hidden or not.",
         ),
         panels=(
