@@ -56,11 +56,13 @@ class VRex:
         self.config = config
 
     def simulate(self, work: StepWork) -> Timeline:
-        """Schedule one step. Raises OutOfMemoryError where weights and resident KV exceed the memory.
+        """Schedule one step. Raises OutOfMemoryError where weights, resident KV and reuse regions exceed the memory.
 
         The step ends with its last compute; K and V that leave the device are written behind later steps.
         """
-        check_capacity(self.config.name, self.config.memory_capacity_bytes, device_bytes(work))
+        kvmu = self.config.kvmu
+        reuse_bytes = work.batch * kvmu.reuse_bytes if kvmu.reuse == "lru" else 0
+        check_capacity(self.config.name, self.config.memory_capacity_bytes, device_bytes(work) + reuse_bytes)
         return _StepOnVRex(self.config, work).timeline()
 
 

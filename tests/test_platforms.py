@@ -125,6 +125,18 @@ def test_attention_starts_when_its_fetch_has_ended_and_not_before() -> None:
         assert attention.start_ps >= fetch.end_ps
 
 
+def test_a_reuse_region_that_does_not_fit_is_refused() -> None:
+    chip = platform("vrex8")
+    work = statistics_step(LLAMA3_8B, 10, 20_000, POINT, batch=2)
+    for reuse, size, fits in (("lru", 4 << 30, True), ("lru", 8 << 30, False), ("none", 8 << 30, True)):
+        config = chip.model_copy(update={"kvmu": chip.kvmu.model_copy(update={"reuse": reuse, "reuse_bytes": size})})
+        if fits:
+            VRex(config).simulate(work)
+            continue
+        with pytest.raises(OutOfMemoryError, match="vrex8"):
+            VRex(config).simulate(work)
+
+
 def nothing_offloaded(ratio: float, predict: PredictMode = "next_layer") -> StepWork:
     """ReSV over a cache that is all on the device: of which a share is chosen, or which is attended to as it is."""
     work = statistics_step(LLAMA3_8B, 10, 5000, OperatingPoint(ratio=ratio, resident_tokens=4000, predict=predict))
