@@ -138,11 +138,9 @@ def unclustered(study: Study, experiment: Experiment) -> tuple[float, int, list[
         ProbeWorkload(kv_lengths_tokens=(LENGTH,), stages=("frame",)),
         seed=experiment.trace.seed,
     )
-    code, parts = (
-        [code_fingerprint(p) for p in ("resv", "dre_sim")],
-        [p.model_dump(mode="json") for p in (policy, kvmu)],
-    )
-    key = key_of("unclustered", code, trace.fingerprint(), parts)
+    code = [code_fingerprint(package) for package in ("resv", "dre_sim")]
+    fields = [config.model_dump(mode="json") for config in (policy, kvmu)]
+    key = key_of("unclustered", code, trace.fingerprint(), fields)
     known = study.memo.load(key)
     if known is None:
         step = experiment.model.n_layers // SAMPLED_LAYERS
