@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 if TYPE_CHECKING:
     from resv_sim.yaml_source import Node
 
 COMMAND = "resv-sim"
+_OF_EXPERIMENTS = ("out", "settings", "jobs", "scheduler", "resume", "no_cache")  # options that go with --config
 LISTS = ("models", "policies", "platforms", "configs")
 
 
@@ -58,25 +60,39 @@ def main(
     elif context.invoked_subcommand is not None:
         if config is not None:
             raise click.UsageError(f"--config runs an experiment; drop it to use '{context.invoked_subcommand}'.")
+        if misplaced := _given(context):
+            raise click.UsageError(f"{misplaced} belongs to --config; '{context.invoked_subcommand}' would not see it.")
     elif config is None:
+        if without := _given(context):
+            raise click.UsageError(f"{without} needs an experiment: --config NAME_OR_PATH.")
         click.echo(context.get_help())
     else:
         with explained(debug):
             from resv_sim.config import load_tree
 
             tree, source = load_tree(config, settings)
+            sweeps = tree.child("sweep") is not None and tree.child("benchmark") is None
+            if (scheduler is not None or resume) and not sweeps:
+                raise ValueError(
+                    f"--{'resume' if resume else 'scheduler'} is for sweeps; {source} has no section 'sweep'"
+                )
             if tree.child("benchmark") is not None:
                 from resv_sim.accuracy import command
 
                 command.run(config, (), settings, out, jobs, use_cache=not no_cache)
-            elif tree.child("sweep") is not None:
+            elif sweeps:
                 run_sweep(tree, source, out, jobs, scheduler, resume=resume, use_cache=not no_cache)
-            elif scheduler is not None or resume:
-                raise ValueError(
-                    f"--{'resume' if resume else 'scheduler'} is for sweeps; {source} has no section 'sweep'"
-                )
             else:
                 run_experiment(config, settings, out, jobs, use_cache=not no_cache)
+
+
+def _given(context: click.Context) -> str | None:
+    """An option of an experiment that stands on the command line, None where there is none."""
+    for parameter in context.command.params:
+        source = context.get_parameter_source(parameter.name or "")
+        if parameter.name in _OF_EXPERIMENTS and source is ParameterSource.COMMANDLINE:
+            return parameter.opts[0]
+    return None
 
 
 @main.command("list")

@@ -257,6 +257,23 @@ def test_a_misspelt_command_is_a_usage_error(arguments: list[str]) -> None:
     assert "Usage:" in result.stderr
 
 
+@pytest.mark.parametrize(
+    "option",
+    ["--out=x", "--set=a=1", "--jobs=1", "--scheduler=tcp://127.0.0.1:1", "--resume", "--no-cache"],
+)
+def test_an_option_of_experiments_without_one_is_refused_by_name(option: str) -> None:
+    for rest in ([], ["reproduce", "table3"]):
+        result = resv_sim(option, *rest)
+        assert result.exit_code == 2
+        assert option.partition("=")[0] in result.stderr
+
+
+@pytest.mark.parametrize("option", ["--resume", "--scheduler=tcp://127.0.0.1:1"])
+@pytest.mark.parametrize("config", ["quick", "accuracy"])
+def test_options_of_sweeps_are_refused_for_other_files(option: str, config: str) -> None:
+    assert f"{option.partition('=')[0]} is for sweeps" in refused("--config", config, option)
+
+
 def failing(error: Exception) -> Run:
     def run(*_: Any, **__: Any) -> None:
         raise error
