@@ -205,7 +205,7 @@ def validate(debug: bool, model: str, as_json: bool, data: Path | None, jobs: in
 @click.option("--json", "as_json", is_flag=True, help="Print the comparison as JSON and nothing else.")
 @click.option("--out", type=click.Path(path_type=Path), help="Output folder.  [default: results/reproduce]")
 @click.option("--jobs", type=click.IntRange(min=1), default=2, show_default=True, help="Parallel workers.")
-@click.option("--markdown", type=click.Path(path_type=Path), help="File whose section on the paper is rewritten.")
+@click.option("--markdown", type=click.Path(path_type=Path), help="Rewrite the section of FILE.", metavar="FILE")
 @click.option("--no-cache", is_flag=True, help="Compute every stage anew.")
 @click.pass_obj
 def reproduce(

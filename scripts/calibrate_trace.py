@@ -27,7 +27,7 @@ from resv.synthetic import GeneratorConfig, SyntheticTrace, build_trace
 from resv.trace import LayerTrace, ModelShape
 from resv.video import VideoConfig, stream_features
 from resv.workload_plan import ProbeWorkload, SessionWorkload
-from resv_sim.validate.report import write_section
+from resv_sim.validate.report import check_section, replace_section
 
 RECENT_TOKENS = 5_120  # assumed: the paper gives no size; 0.67 GB of Llama-3-8B keys and values
 CORRELATION_LAYER = 3  # Fig. 7
@@ -197,6 +197,8 @@ def row(cells: Iterable[str]) -> str:
 
 def main() -> None:
     args = parse()
+    if args.markdown is not None:
+        check_section(args.markdown, "the-trace")
     shape = ModelShape.model_validate(yaml.safe_load((ROOT / "configs/models/llama3_8b.yaml").read_text()))
     layers = list(range(shape.n_layers)) if args.layers == "all" else [int(x) for x in args.layers.split(",")]
     video = VideoConfig(file=args.video, fps=args.fps, loop=args.loop)
@@ -207,7 +209,7 @@ def main() -> None:
     if args.markdown is not None:
         clips = [(c.stem, VideoConfig(file=str(c), fps=args.fps, loop="pingpong")) for c in args.clip]
         sources = [first, *(measure_source(name, clip, shape, args, layers) for name, clip in clips)]
-        write_section(args.markdown, "the-trace", markdown(sources))
+        replace_section(args.markdown, "the-trace", markdown(sources))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from resv.synthetic import GeneratorConfig, build_trace
 from resv.trace import KVTrace, ModelShape, Step
 from resv.video import VideoConfig, read_frames
 from resv.workload_plan import ProbeWorkload
-from resv_sim.validate.report import write_section
+from resv_sim.validate.report import check_section, replace_section
 
 LENGTHS = (500, 1_000, 2_000)  # tokens; the recipe trains on up to 320, beyond that positions are stretched
 LAYERS_8B = (0, 3, 8, 14, 20, 26, 31)
@@ -217,6 +217,8 @@ def verdicts(columns: Sequence[Column]) -> Iterator[str]:
 
 def main() -> None:
     args = parse()
+    if args.markdown is not None:
+        check_section(args.markdown, "trained-model")
     torch.set_num_threads(1)
     model = load_mini(args.weights)
     own = [own_world(model, seed) for seed in range(args.streams)]
@@ -232,7 +234,7 @@ def main() -> None:
     text = section(columns, args.streams)
     print(text)
     if args.markdown is not None:
-        write_section(args.markdown, "trained-model", text)
+        replace_section(args.markdown, "trained-model", text)
 
 
 if __name__ == "__main__":

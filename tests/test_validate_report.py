@@ -89,10 +89,10 @@ def test_rows_beyond_the_limit_are_listed_worst_first() -> None:
 
 
 def test_one_section_is_written_and_the_other_left_alone(tmp_path: Path) -> None:
-    path = tmp_path / "validation.md"
-    report.write_section(path, "the-trace", "old trace")
-    report.write_section(path, "hardware-models", "models")
-    report.write_section(path, "the-trace", "new trace")
+    path = page(tmp_path)
+    report.replace_section(path, "the-trace", "old trace")
+    report.replace_section(path, "hardware-models", "models")
+    report.replace_section(path, "the-trace", "new trace")
     text = path.read_text(encoding="utf-8")
     assert "models" in text
     assert "new trace" in text
@@ -100,14 +100,45 @@ def test_one_section_is_written_and_the_other_left_alone(tmp_path: Path) -> None
     assert text.index("hardware-models") < text.index("the-trace")
 
 
-def test_a_section_without_marks_or_name_is_refused(tmp_path: Path) -> None:
+def page(folder: Path) -> Path:
+    """A page with the marks of two sections."""
+    marks = (
+        f"<!-- begin generated: {name} -->\n<!-- end generated: {name} -->" for name in ("hardware-models", "the-trace")
+    )
+    path = folder / "page.md"
+    path.write_text("\n\n".join(marks), encoding="utf-8")
+    return path
+
+
+def test_a_section_without_marks_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "other.md"
     path.write_text("# Something else\n", encoding="utf-8")
     with pytest.raises(OutputError, match="are not both there"):
-        report.write_section(path, "hardware-models", "models")
-    with pytest.raises(OutputError, match="no section 'weather'"):
-        report.write_section(path, "weather", "")
+        report.replace_section(path, "hardware-models", "models")
     assert path.read_text(encoding="utf-8") == "# Something else\n"
+
+
+@pytest.mark.parametrize("command", ["validate", "reproduce"])
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_computed(
+    command: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(suite, "run", None)
+    monkeypatch.setattr("resv_sim.reproduce.command.reproduce", None)
+    (tmp_path / "other.md").write_text("# Something else\n", encoding="utf-8")
+    for name, words in (("none.md", "no such file"), ("other.md", "are not both there")):
+        result = resv_sim(command, "all", "--markdown", str(tmp_path / name))
+        assert result.exit_code == 2, result.output
+        assert words in result.stderr
+        assert not (tmp_path / "none.md").exists()
+
+
+def test_the_section_of_all_models_is_not_overwritten_with_one(tmp_path: Path) -> None:
+    path = page(tmp_path)
+    before = path.read_bytes()
+    result = resv_sim("validate", "link", "--markdown", str(path))
+    assert result.exit_code == 2
+    assert "--markdown writes all models" in result.stderr
+    assert path.read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["link_copies", "gpu_kernels", "gpu_measured", "energy_published"])

@@ -14,7 +14,7 @@ from resv_sim.progress import Progress
 from resv_sim.reproduce import FIGURES, Reproduction, chosen, reproduce
 from resv_sim.reproduce.report import item_row, markdown, median_error, section, write_figures
 from resv_sim.reproduce.study import Study
-from resv_sim.validate.report import write_section
+from resv_sim.validate.report import check_section, replace_section
 
 SECTION = "the-paper"
 
@@ -22,10 +22,12 @@ SECTION = "the-paper"
 def run(
     figures: Sequence[str], out: Path | None, jobs: int, document: Path | None, *, use_cache: bool, as_json: bool
 ) -> None:
-    """Raises ConfigError, before anything is run, for an unknown figure or a document that would be incomplete."""
+    """Raises ConfigError or OutputError, before anything is run: figures unknown, or a document not to be written."""
     names = chosen(figures)
-    if document is not None and len(names) < len(FIGURES):
-        raise ConfigError("--markdown writes all figures: resv-sim reproduce all --markdown FILE")
+    if document is not None:
+        if len(names) < len(FIGURES):
+            raise ConfigError("--markdown writes all figures: resv-sim reproduce all --markdown FILE")
+        check_section(document, SECTION)
     study = Study(Progress(quiet=as_json), jobs, use_cache=use_cache)
     if out is None and (as_json or document is not None):
         done = reproduce(names, study)
@@ -42,7 +44,7 @@ def run(
 
 def _finish(done: Sequence[Reproduction], document: Path | None, *, as_json: bool) -> None:
     if document is not None:
-        write_section(document, SECTION, section(done))
+        replace_section(document, SECTION, section(done))
     (_print_json if as_json else _print_table)(done)
 
 

@@ -169,28 +169,15 @@ def _line(cells: Iterable[str]) -> str:
     return f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |"
 
 
-# -- docs/validation.md -----------------------------------------------------------------------------------
-
-SECTIONS = ("hardware-models", "the-trace", "the-paper", "trained-model")
-_TITLE = "# How far the models are from something trusted\n"
-
-
-def write_section(path: Path, name: str, body: str) -> None:
-    """Replace one marked section of a Markdown file and leave the rest as it is; makes the file where there is none.
-
-    Sections stand between `<!-- begin generated: NAME -->` and `<!-- end generated: NAME -->`.
-    Raises OutputError where the file lacks the marks of `name`, or for a name that is not in `SECTIONS`.
-    """
-    if name not in SECTIONS:
-        raise OutputError(f"no section {name!r}; there are {', '.join(SECTIONS)}")
-    if not path.exists():
-        empty = "\n".join(f"{_begin(known)}\n{_end(known)}\n" for known in SECTIONS)
-        path.write_text(f"{_TITLE}\n{empty}", encoding="utf-8")
-    replace_section(path, name, body)
+# -- sections of pages ----------------------------------------------------------------------------------------
 
 
 def replace_section(path: Path, name: str, body: str) -> None:
-    """Replace what stands between the marks of one section of any Markdown file. Raises as `check_section`."""
+    """Replace what stands between the marks of one section of any Markdown file and leave the rest as it is.
+
+    Sections stand between `<!-- begin generated: NAME -->` and `<!-- end generated: NAME -->`.
+    Raises as `check_section`.
+    """
     check_section(path, name)
     before, begin, rest = path.read_text(encoding="utf-8").partition(_begin(name))
     _, end, after = rest.partition(_end(name))
