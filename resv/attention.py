@@ -181,10 +181,11 @@ def restored_fidelity(full: Sequence[FullHead], keys: Array, values: Array) -> F
 
     keys, values : (H, S, D) as they are read back
     """
-    errors = np.zeros(len(full))
+    errors = np.full(len(full), math.nan)
     for h, head in enumerate(full):
+        if head.output is None:
+            continue
         weights, own, mass = _exponentials(head.query, in_float32(to_numpy(keys[h])), head.step_keys)[1:]
-        assert head.output is not None
         assert head.step_values is not None
         output = (weights @ in_float32(to_numpy(values[h])) + own @ head.step_values) / mass
         errors[h] = np.linalg.norm(output - head.output) / np.linalg.norm(head.output)

@@ -93,10 +93,10 @@ def _computed(
 
 def _read_back(trace: KVTrace, arrays: LayerTrace, policy: Policy) -> tuple[Float32, Float32] | None:
     """Keys and values up to the last probe as the policy reads them; None where they come back as they were."""
-    if arrays.values is None:
-        return None
     cached = max((probe.first_token for probe in trace.probes), default=0)
-    return policy.read_back(trace.shape, arrays.keys[:, :cached], arrays.values[:, :cached])
+    # Without values the keys stand in for them: that something comes back altered is all that is asked then.
+    values = arrays.keys if arrays.values is None else arrays.values
+    return policy.read_back(trace.shape, arrays.keys[:, :cached], values[:, :cached])
 
 
 def layer_fidelity(

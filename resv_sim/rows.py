@@ -5,6 +5,7 @@ docs/metrics.md gives every column as a formula.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -157,7 +158,9 @@ def _energy_columns(bill: Bill) -> dict[str, Any]:
 
 
 def _mean(fidelities: Sequence[Fidelity], name: str) -> float | None:
-    return float(np.mean([getattr(f, name) for f in fidelities])) if fidelities else None
+    """Mean over layers and streams; None without any, and where one is NaN: a trace without values has no error."""
+    mean = float(np.mean([getattr(f, name) for f in fidelities])) if fidelities else math.nan
+    return None if math.isnan(mean) else mean
 
 
 def stage_means(points: Sequence[Point]) -> list[Point]:

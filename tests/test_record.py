@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -51,6 +52,24 @@ def test_the_simulator_takes_the_trace_and_its_model(clip: Path, tmp_path: Path)
     done = CliRunner().invoke(main, [*command, *(part for setting in settings for part in ("--set", setting))])
     assert done.exit_code == 0, done.output
     assert (tmp_path / "out" / "results.csv").read_text().count("vrex8,resv") > 10
+
+
+def test_a_trace_without_values_is_simulated_without_an_output_error(clip: Path, tmp_path: Path) -> None:
+    path, out = tmp_path / "trace.safetensors", tmp_path / "out"
+    given = ("--video", str(clip), "--fps", "10", "--probe-every", "8", "--no-values")
+    assert recorded(path, "--model", "tiny-llava", *given).exit_code == 0
+    added = ("topk", "quest", "oaken")
+    settings = [f"trace.recorded={path}", f"model={path}", *(f"policies.{name}={name}" for name in added)]
+    settings += ["runs=[" + ", ".join(f"{{platform: agx_orin, policy: {p}}}" for p in ("full", "resv", *added)) + "]"]
+    command = ["--config", "quick.yaml", "--no-cache", "--jobs", "1", "--out", str(out)]
+    done = CliRunner().invoke(main, [*command, *(part for setting in settings for part in ("--set", setting))])
+    assert done.exit_code == 0, done.output
+    rows = json.loads((out / "results.json").read_text())["rows"]
+    errors = {row["policy"]: row["output_rel_error"] for row in rows if row["kv_len_tokens"]}
+    assert (errors["full"], errors["resv"], errors["oaken"]) == (0.0, None, None)
+    assert all(row["attention_mass_kept"] is not None for row in rows)
+    assert (out / "figures" / "fidelity_frame.png").exists()
+    assert (out / "figures" / "fidelity_length.png").exists()
 
 
 def test_only_every_nth_frame_is_probed(clip: Path, tmp_path: Path) -> None:

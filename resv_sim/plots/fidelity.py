@@ -37,27 +37,38 @@ def compared(rows: Sequence[ResultRow]) -> list[str]:
 
 def kept_over_length(rows: Sequence[ResultRow]) -> Any:
     """What every policy keeps over the cache length, at its first budget."""
-    return over_length(leading(rows), MEASURES)
+    rows = _measured(rows)
+    return over_length(leading(rows), _measures(rows))
+
+
+def _measured(rows: Sequence[ResultRow]) -> list[ResultRow]:
+    return [row for row in rows if row.attention_mass_kept is not None]
+
+
+def _measures(rows: Sequence[ResultRow]) -> list[tuple[str, str]]:
+    """Those that all rows have: a trace without values has no output error."""
+    return [(name, title) for name, title in MEASURES if all(getattr(row, name) is not None for row in rows)]
 
 
 def fidelity(rows: Sequence[ResultRow], stage: str) -> Any:
     """A point per run at the longest cache; the budgets of a policy are joined by a line."""
-    rows = [row for row in rows if row.stage == stage and row.attention_mass_kept is not None]
+    rows = _measured([row for row in rows if row.stage == stage])
     longest = max(row.kv_len_tokens for row in rows)
     rows = [row for row in rows if row.kv_len_tokens == longest]
+    measures = _measures(rows)
     figure = canvas(WIDTH_IN, 3.5 * len(COSTS) + 0.6)
-    axes = figure.subplots(len(COSTS), len(MEASURES), sharex="row", sharey="col", squeeze=False)
+    axes = figure.subplots(len(COSTS), len(measures), sharex="row", sharey="col", squeeze=False)
     for line, (cost, _, unit) in zip(axes, COSTS, strict=True):
-        for axis, (measure, _) in zip(line, MEASURES, strict=True):
+        for axis, (measure, _) in zip(line, measures, strict=True):
             _points(axis, rows, cost, unit, measure)
             axis.grid(visible=True, linewidth=0.4, alpha=0.5)
-    _name_axes(axes)
+    _name_axes(axes, measures)
     figure.suptitle(f"{stage} stage, {length_name(longest)} cached tokens", fontsize=11)
     handles = platform_handles(row.platform for row in rows)
     legend_below(figure, handles, [str(handle.get_label()) for handle in handles])
     figure.draw_without_rendering()
     for line, (cost, _, unit) in zip(axes, COSTS, strict=True):
-        for axis, (measure, _) in zip(line, MEASURES, strict=True):
+        for axis, (measure, _) in zip(line, measures, strict=True):
             _label(axis, rows, cost, unit, measure)
     return figure
 
@@ -83,8 +94,8 @@ def _label(axis: Any, rows: Sequence[ResultRow], cost: str, unit: float, measure
     label_points(axis, [(getattr(row, cost) / unit, getattr(row, measure)) for row in rows], named)
 
 
-def _name_axes(axes: Any) -> None:
-    for axis, (_, name) in zip(axes[0], MEASURES, strict=True):
+def _name_axes(axes: Any, measures: Sequence[tuple[str, str]]) -> None:
+    for axis, (_, name) in zip(axes[0], measures, strict=True):
         axis.set_title(name, fontsize=10)
         low, high = axis.dataLim.y0, axis.dataLim.y1
         axis.set_ylim(min(0.0, low) - 0.03, high + 0.08 * (high - low) + 1e-3)
