@@ -19,7 +19,8 @@ class ProbeWorkload(BaseModel):
     """One step of each stage at each cache length.
 
     Lengths in tokens. A length that is no multiple of the tokens per frame is rounded down to one, since the frame
-    step that is probed there is the stream's own. Question and decode probes are dropped again after the step.
+    step that is probed there is the stream's own; two may not fall together so. Question and decode probes are dropped
+    again after the step.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -41,14 +42,30 @@ class ProbeWorkload(BaseModel):
             raise ValueError(f"stages {self.stages}: each at most once")
         return self
 
+    def frames_before(self, tokens_per_frame: int) -> dict[int, int]:
+        """Length -> whole frames in the cache there. ValueError where that is none, or as many as at another length."""
+        found: dict[int, int] = {}
+        for length in self.kv_lengths_tokens:
+            frames = length // tokens_per_frame
+            if frames == 0:
+                raise ValueError(f"cache length {length} is less than one frame of {tokens_per_frame} tokens")
+            if frames in found.values():
+                raise ValueError(
+                    f"{list(found)[-1]} and {length} tokens are the same cache length, {frames * tokens_per_frame}: "
+                    f"lengths are whole frames of {tokens_per_frame} tokens"
+                )
+            found[length] = frames
+        return found
+
     def frames_needed(self, tokens_per_frame: int) -> int:
-        """Frames up to and including the step at the longest length."""
-        return self.kv_lengths_tokens[-1] // tokens_per_frame + 1
+        """Frames up to and including the step at the longest length. Raises as `frames_before`."""
+        return max(self.frames_before(tokens_per_frame).values()) + 1
 
     def measures(self, step: Step, tokens_per_frame: int) -> bool:
         """Whether a probed step has rows; frames that only warm up have none."""
-        lengths = {length // tokens_per_frame * tokens_per_frame for length in self.kv_lengths_tokens}
-        return self.warmup_frames == 0 or step.first_token in lengths
+        return self.warmup_frames == 0 or step.first_token in {
+            length // tokens_per_frame * tokens_per_frame for length in self.kv_lengths_tokens
+        }
 
 
 class SessionWorkload(BaseModel):
@@ -88,7 +105,7 @@ def plan_steps(workload: Workload, n_frames: int, tokens_per_frame: int) -> Plan
     """Lay out a workload on a video of `n_frames`.
 
     A probe length is skipped, with its reason, where the frame after it is not there. A session needs all its
-    frames: ValueError otherwise.
+    frames: ValueError otherwise, as for lengths that `ProbeWorkload.frames_before` refuses.
     """
     if isinstance(workload, SessionWorkload):
         return _plan_session(workload, n_frames, tokens_per_frame)
@@ -116,9 +133,8 @@ def _plan_probes(workload: ProbeWorkload, n_frames: int, tokens_per_frame: int) 
     sizes: dict[StepKind, int] = {"frame": tokens_per_frame, "question": workload.question_tokens, "decode": 1}
     probes: list[Step] = []
     skipped = {}
-    measured = {length // tokens_per_frame for length in workload.kv_lengths_tokens}
-    for length in workload.kv_lengths_tokens:
-        frame = length // tokens_per_frame
+    measured = workload.frames_before(tokens_per_frame)
+    for length, frame in measured.items():
         if frame >= n_frames:
             skipped[length] = (
                 f"cache length {length} skipped: it needs {frame + 1} frames of {tokens_per_frame} tokens, the video "
@@ -127,7 +143,7 @@ def _plan_probes(workload: ProbeWorkload, n_frames: int, tokens_per_frame: int) 
             continue
         begin = probes[-1].first_token // tokens_per_frame + 1 if probes else 0
         warmup = range(max(begin, frame - workload.warmup_frames), frame)
-        probes += [Step("frame", f * tokens_per_frame, tokens_per_frame) for f in warmup if f not in measured]
+        probes += [Step("frame", f * tokens_per_frame, tokens_per_frame) for f in warmup if f not in measured.values()]
         for stage, n_tokens in sizes.items():
             if stage in workload.stages:
                 probes.append(Step(stage, frame * tokens_per_frame, n_tokens, in_stream=stage == "frame"))

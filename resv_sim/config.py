@@ -23,7 +23,7 @@ from resv.video import VideoConfig
 from resv.workload_plan import ProbeWorkload, SessionWorkload, Workload
 from resv_sim import library
 from resv_sim.accuracy.config import AccuracyConfig
-from resv_sim.errors import ConfigError, hint
+from resv_sim.errors import ConfigError, FieldError, hint
 from resv_sim.validation import ByKind, validated
 from resv_sim.yaml_source import Node, read_yaml, shown, write_yaml
 
@@ -134,6 +134,11 @@ class Experiment(_Section):
             _require(platform, self.energy, "price table for platform")
         for platform in self.energy:
             _require(platform, self.platforms, "platform for the price table")
+        if self.trace.recorded is None and isinstance(self.workload, ProbeWorkload):
+            try:
+                self.workload.frames_before(self.model.tokens_per_frame)
+            except ValueError as error:
+                raise FieldError(str(error), "workload", "kv_lengths_tokens") from error
         return self
 
     def plain(self) -> dict[str, Any]:

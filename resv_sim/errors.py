@@ -13,6 +13,14 @@ class ConfigError(ValueError):
     """A configuration that cannot be used: says where, what was wrong, and what is allowed."""
 
 
+class FieldError(ValueError):
+    """What a model finds wrong with a field below it: `path` leads there, so that the line is named."""
+
+    def __init__(self, message: str, *path: str | int) -> None:
+        super().__init__(message)
+        self.path = path
+
+
 class OutputError(ValueError):
     """A place where results cannot be written."""
 

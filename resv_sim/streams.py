@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 
 from resv.synthetic import build_trace
@@ -42,7 +42,21 @@ def make_streams(experiment: Experiment, advance: Callable[[], None]) -> Streams
             f"({', '.join(map(str, experiment.workload.kv_lengths_tokens))}). Use a longer clip, shorter lengths "
             "or video.loop: pingpong."
         )
+    notes += _rounded(experiment, set(traces[0].skipped_lengths))
     return Streams(tuple(traces), tuple(dict.fromkeys(notes)), traces[0].describe())
+
+
+def _rounded(experiment: Experiment, skipped: Collection[int]) -> list[str]:
+    """A note on cache lengths that are no whole frames and were rounded down to them."""
+    per_frame = experiment.model.tokens_per_frame
+    changed = [
+        f"{length} to {length // per_frame * per_frame}"
+        for length in getattr(experiment.workload, "kv_lengths_tokens", ())
+        if length % per_frame and length not in skipped
+    ]
+    return (
+        [f"cache lengths rounded down to whole frames of {per_frame} tokens: {', '.join(changed)}"] if changed else []
+    )
 
 
 def _recorded(experiment: Experiment, advance: Callable[[], None]) -> Streams:

@@ -92,7 +92,7 @@ def _most_telling(details: Iterable[ErrorDetails]) -> list[ErrorDetails]:
 
 
 def _explain(model: type[BaseModel], tree: Node, data: object, prefix: KeyPath, detail: ErrorDetails) -> str:
-    path = _path_in(data, detail["loc"])
+    path = (*_path_in(data, detail["loc"]), *getattr(detail.get("ctx", {}).get("error"), "path", ()))
     where = ": ".join(part for part in (tree.deepest(path).origin, dotted((*prefix, *path))) if part)
     owner = _model_at(model, data, path[:-1])
     if detail["type"] == "extra_forbidden" and owner:

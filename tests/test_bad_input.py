@@ -59,6 +59,18 @@ def test_a_clip_too_short_for_every_length_says_what_helps() -> None:
     assert "200" in paragraph
 
 
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        ("[201,209]", "201 and 209 tokens are the same cache length, 200"),
+        ("[1]", "cache length 1 is less than one frame"),
+    ],
+)
+def test_lengths_that_are_the_same_frame_or_none_are_named_with_their_place(lengths: str, words: str) -> None:
+    where = "--set workload.kv_lengths_tokens: workload.kv_lengths_tokens: "
+    assert where + words in refused(f"workload.kv_lengths_tokens={lengths}")
+
+
 def clip(name: str, n_frames: int) -> None:
     """A video of grey frames, ten a second."""
     import av

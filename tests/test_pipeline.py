@@ -176,3 +176,9 @@ def test_the_spread_over_layers_is_resvs_whatever_else_ran(result: ExperimentRes
     got = run(["policies.other=rekv_vrex", "runs.1.policy=other"])
     for name in ("layer_ratio_min", "layer_ratio_max"):
         assert got.trace_statistics[name] == result.trace_statistics[name]
+
+
+def test_a_length_that_is_no_whole_frames_is_rounded_with_a_note() -> None:
+    found = run(["workload.kv_lengths_tokens=[205,300]", "workload.stages=[frame]"])
+    assert {row.kv_len_tokens for row in found.rows} == {200, 300}
+    assert "cache lengths rounded down to whole frames of 10 tokens: 205 to 200" in found.notes

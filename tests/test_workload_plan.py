@@ -1,7 +1,7 @@
 """Steps and probes of a workload on a video of a given length."""
 
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
@@ -40,6 +40,8 @@ def test_probes_stand_at_each_length_in_the_order_of_a_conversation():
 )
 def test_a_length_is_probed_or_skipped_with_a_reason(lengths, n_frames, per_frame):
     workload = ProbeWorkload(kv_lengths_tokens=tuple(sorted(lengths)), stages=("decode", "frame"))
+    frames = [length // per_frame for length in sorted(lengths)]
+    assume(frames[0] and len(set(frames)) == len(frames))
     plan = plan_steps(workload, n_frames, per_frame)
     assert tiles(plan)
     assert len(plan.steps) == min(n_frames, workload.frames_needed(per_frame))
@@ -52,6 +54,18 @@ def test_a_length_is_probed_or_skipped_with_a_reason(lengths, n_frames, per_fram
     for length, reason in plan.skipped.items():
         assert length // per_frame >= n_frames
         assert f"{n_frames * per_frame} tokens" in reason
+
+
+@pytest.mark.parametrize(
+    ("lengths", "words"),
+    [
+        ((20, 201, 209), "201 and 209 tokens are the same cache length, 200"),
+        ((1, 20), "cache length 1 is less than one frame"),
+    ],
+)
+def test_lengths_that_are_the_same_frame_or_none_are_refused(lengths, words):
+    with pytest.raises(ValueError, match=f"{words}.* 10 tokens"):
+        plan_steps(ProbeWorkload(kv_lengths_tokens=lengths), 60, 10)
 
 
 def test_a_video_may_end_one_frame_too_early():
