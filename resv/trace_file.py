@@ -29,6 +29,10 @@ class TraceError(ValueError):
     """A file that is not a readable trace; says which file, which tensor and what was expected."""
 
 
+# Fields of a shape that decide the tensors of a trace: their sizes, and what was turned into the keys.
+_DECIDING = ("n_layers", "n_query_heads", "n_kv_heads", "head_dim", "rope_theta")
+
+
 class _Entry(NamedTuple):
     """Where a tensor lies in the file."""
 
@@ -40,11 +44,14 @@ class _Entry(NamedTuple):
 class RecordedTrace:
     """A trace file as a `KVTrace`. Values and predicted queries are optional in the file.
 
-    Raises `TraceError` where the file is missing, truncated, of another kind or version, or where a tensor is
-    missing, superfluous, of another type or shape than the header's steps say.
+    shape : of the model that it is to stand for, where that is not the recorded one; what decides no tensor may differ,
+    like widths in bits
+
+    Raises `TraceError` where the file is missing, truncated, of another kind or version, where a tensor is missing,
+    superfluous, of another type or shape than the header's steps say, or where `shape` differs in what decides tensors.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, shape: ModelShape | None = None) -> None:
         self.path = Path(path)
         self._entries, metadata = _read_header(self.path)
         self.shape, self.steps, self.probes, self._source = _parse_metadata(self.path, metadata)
@@ -54,6 +61,7 @@ class RecordedTrace:
             name.startswith("layers.1.predicted_queries.") for name in self._entries
         )
         self._check_tensors()
+        self._stands_for = "" if shape in (None, self.shape) else self._taken_for(shape)
         self._fingerprint = ""
 
     def layer(self, layer: int, *, values: bool = True) -> LayerTrace:
@@ -77,12 +85,13 @@ class RecordedTrace:
         )
 
     def fingerprint(self) -> str:
-        """Hash of the whole file."""
+        """Hash of the whole file, and of the shape that it stands for where that is another."""
         if not self._fingerprint:
             digest = hashlib.sha256()
             with self.path.open("rb") as file:
                 while chunk := file.read(HASH_CHUNK_BYTES):
                     digest.update(chunk)
+            digest.update(self._stands_for.encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -98,6 +107,18 @@ class RecordedTrace:
             "values": self.has_values,
             "predicted_queries": self.has_predicted_queries,
         }
+
+    def _taken_for(self, shape: ModelShape) -> str:
+        """Take another shape; returns what it adds to the fingerprint."""
+        for field in _DECIDING:
+            mine, other = getattr(self.shape, field), getattr(shape, field)
+            if mine != other:
+                raise TraceError(
+                    f"{self.path}: recorded from {self.shape.name} with {field} {mine}, but the model {shape.name} has "
+                    f"{field} {other}; set the model to the recorded one"
+                )
+        self.shape = shape
+        return shape.model_dump_json()
 
     def _check_tensors(self) -> None:
         expected = dict(_tensor_shapes(self, self.has_values, self.has_predicted_queries))

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from resv.huggingface.attach import Attachment, attach
+from resv.huggingface.attach import Attachment, attach, served_shape
 from resv.huggingface.recording import Recorder
 from resv.huggingface.session import Session, SessionConfig
 from resv.mini.model import MiniModel
@@ -87,6 +87,9 @@ def run_record(job: RecordJob, echo: Echo) -> None:
                 for _ in steps:
                     advance()
         trace = recorder.trace()
+        # What is simulated is the model as it is served, not this run in float32.
+        served = served_shape(model)
+        trace.shape = trace.shape.model_copy(update={"kv_bits": served.kv_bits, "weight_bits": served.weight_bits})
         write_trace(job.output, trace, values=job.values)
     n_frames = sum(step.kind == "frame" for step in trace.steps)
     echo(f"{job.output}: {trace.n_tokens} tokens, {n_frames} frame steps, {len(trace.probes)} probes")

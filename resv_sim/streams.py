@@ -69,11 +69,6 @@ def _recorded(experiment: Experiment, advance: Callable[[], None]) -> Streams:
         )
     if path is None:
         raise TraceError("trace.recorded names no file")
-    trace = RecordedTrace(path)
-    if trace.shape != experiment.model.model_copy(update={"vision": trace.shape.vision}):
-        raise TraceError(
-            f"{path}: recorded from {trace.shape.name} with other dimensions than the experiment's model "
-            f"{experiment.model.name}. Set model to the recorded one."
-        )
+    trace = RecordedTrace(path, experiment.model)
     advance()
     return Streams((trace,), (), trace.describe())

@@ -15,8 +15,10 @@ from resv.policies.base import run_layer
 from resv.trace import Step
 from resv.trace_file import RecordedTrace
 from resv_sim.cli import main
+from resv_sim.config import load_experiment
 from resv_sim.record import EveryNth
 from resv_sim.stream import policy_of
+from resv_sim.streams import make_streams
 from tests.clips import write_clip
 
 
@@ -70,6 +72,17 @@ def test_a_trace_without_values_is_simulated_without_an_output_error(clip: Path,
     assert all(row["attention_mass_kept"] is not None for row in rows)
     assert (out / "figures" / "fidelity_frame.png").exists()
     assert (out / "figures" / "fidelity_length.png").exists()
+
+
+def test_a_recorded_model_counts_the_bits_it_is_served_in(clip: Path, tmp_path: Path) -> None:
+    path = tmp_path / "trace.safetensors"
+    assert recorded(path, "--model", "tiny-llava", "--video", str(clip), "--fps", "10", "--frames", "8").exit_code == 0
+    shape = RecordedTrace(path).shape
+    assert (shape.kv_bits, shape.weight_bits) == (16, 16)
+    settings = [f"trace.recorded={path}", f"model={path}", "model.kv_bits=8"]
+    experiment, _ = load_experiment("quick.yaml", settings)
+    (trace,) = make_streams(experiment, lambda: None).traces
+    assert (trace.shape.kv_bits, trace.shape.weight_bits) == (8, 16)
 
 
 def test_only_every_nth_frame_is_probed(clip: Path, tmp_path: Path) -> None:

@@ -58,6 +58,22 @@ def file(tmp_path: Path) -> Path:
     return path
 
 
+def test_a_trace_stands_for_a_model_served_in_other_widths(file: Path) -> None:
+    narrow = TINY.model_copy(update={"name": "narrow", "kv_bits": 8, "weight_bits": 4, "ffn": 3 * TINY.ffn})
+    recorded, other = RecordedTrace(file), RecordedTrace(file, narrow)
+    assert other.shape == narrow
+    assert RecordedTrace(file, TINY).fingerprint() == recorded.fingerprint() != other.fingerprint()
+
+
+@pytest.mark.parametrize("field", ["n_layers", "n_query_heads", "head_dim", "rope_theta"])
+def test_a_model_whose_tensors_are_others_is_refused_by_field(file: Path, field: str) -> None:
+    other = TINY.model_copy(update={field: 2 * getattr(TINY, field)})
+    with pytest.raises(
+        TraceError, match=rf"with {field} {getattr(TINY, field)}, but .* {field} {getattr(other, field)}"
+    ):
+        RecordedTrace(file, other)
+
+
 def test_a_trace_comes_back_bit_for_bit(file: Path) -> None:
     got, want = RecordedTrace(file), MadeTrace()
     assert (got.shape, got.steps, got.probes, got.n_tokens) == (want.shape, want.steps, want.probes, 30)

@@ -173,10 +173,14 @@ def attach(
 
 def shape_of(model: Any) -> ModelShape:
     """The model's shape; `kv_bits` and `weight_bits` are those of the type it runs in."""
-    name = getattr(model, "name_or_path", "") or model.config.model_type
     bits = 8 * model.dtype.itemsize
-    shape = model_shape_from_config(model.config.to_dict(), str(name))
-    return shape.model_copy(update={"kv_bits": bits, "weight_bits": bits})
+    return served_shape(model).model_copy(update={"kv_bits": bits, "weight_bits": bits})
+
+
+def served_shape(model: Any) -> ModelShape:
+    """As `shape_of`, with the widths that the model is served in, whatever it runs in here."""
+    name = getattr(model, "name_or_path", "") or model.config.model_type
+    return model_shape_from_config(model.config.to_dict(), str(name))
 
 
 def notes_of(policy: Policy, family: Family, rotary: Any, shape: ModelShape) -> list[str]:
