@@ -158,6 +158,25 @@ def test_bars_reach_their_values_and_leave_the_baseline_out() -> None:
     assert max(longest) < shown[1].get_xlim()[1]
 
 
+def test_of_many_lengths_a_sample_is_drawn_and_the_figure_says_so(tmp_path: Path) -> None:
+    lengths = tuple(range(37, 37 + 60 * 40, 60))
+    result = sample_result(lengths)
+    draw_figures(result, SMALL, tmp_path, QUIET)  # a layout that does not fit would warn
+    gains = curves.bars(result.rows, "speedup", "speedup (x)", "agx_orin+flexgen_stream")
+    shown = [axis.get_title() for axis in gains.axes if axis.get_visible()]
+    assert len(shown) == 2 * 8
+    assert (shown[0], shown[7]) == (f"frame\n{lengths[0]}", f"frame\n{lengths[-1]}")
+    assert gains.get_supxlabel().endswith("8 of 40 cache lengths")
+    bars = parts.breakdown(result.breakdown, "frame")
+    assert bars.get_suptitle() == "8 of 40 cache lengths"
+    for figure in (bars, curves.latency(result.rows, ())):
+        figure.draw_without_rendering()
+        for axis in figure.axes:
+            boxes = [label.get_window_extent() for label in axis.get_xticklabels()]
+            assert len(boxes) > 2
+            assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
+
+
 def test_the_retrieval_figure_has_a_panel_per_policy_and_stage_on_one_scale() -> None:
     ratios = {RatioKey(p, 100, s): np.full((4, 2), 0.1) for p, s in (("a", "frame"), ("a", "decode"), ("b", "decode"))}
     figure = parts.retrieval_ratios(ratios)

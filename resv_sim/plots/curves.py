@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,10 +17,14 @@ from resv_sim.plots.style import (
     length_name,
     looks,
     platform_handles,
+    sample_note,
+    sampled,
 )
 from resv_sim.results import PublishedComparison, ResultRow
 
 STAGES = ("frame", "question", "decode")
+ROOMY = 5  # panels side by side with room for a title in one line
+LEAST_GAP = 0.1  # of two ticks, in lengths of the axis
 PUBLISHED = {"linestyle": "none", "marker": "o", "markersize": 10, "markerfacecolor": "none", "color": GREY}
 
 
@@ -82,9 +87,12 @@ def bars(rows: Sequence[ResultRow], column: str, label_x: str, baseline: str | N
     stages = stages_of(rows)
     look = looks((row.platform, row.policy) for row in rows)
     drawn = [run for run in look if "+".join(run) != baseline]
-    lengths = {stage: lengths_of([row for row in rows if row.stage == stage]) for stage in stages}
+    every = {stage: lengths_of([row for row in rows if row.stage == stage]) for stage in stages}
+    lengths = {stage: sampled(found) for stage, found in every.items()}
     n_columns = max(len(found) for found in lengths.values())
-    figure = canvas(WIDTH_IN, (0.2 * len(drawn) + 0.8) * len(stages))
+    wide = n_columns <= ROOMY
+    separator = ", " if wide else "\n"
+    figure = canvas(WIDTH_IN, (0.2 * len(drawn) + (0.8 if wide else 1.0)) * len(stages))
     axes = figure.subplots(len(stages), n_columns, squeeze=False, sharex="row", sharey=True)
     for line, stage in zip(axes, stages, strict=True):
         for axis in line[len(lengths[stage]) :]:
@@ -98,12 +106,15 @@ def bars(rows: Sequence[ResultRow], column: str, label_x: str, baseline: str | N
             axis.bar_label(patches, [f"{v:.3g}" if v else "" for v in values], fontsize=7, padding=2)
             if baseline is not None:
                 axis.axvline(1.0, color=GREY, linewidth=1.0, linestyle="--")
-            axis.set_title(f"{stage}, {length_name(length)}", fontsize=9)
+            axis.set_title(separator.join((stage, length_name(length))), fontsize=9 if wide else 7.5)
             axis.tick_params(labelsize=7)
+            if not wide:
+                axis.locator_params(axis="x", nbins=2)
         line[0].set_yticks(range(len(drawn)), ["+".join(run) for run in drawn], fontsize=7)
         line[0].set_xlim(0, 1.45 * max(axis.dataLim.x1 for axis in line))
     axes[0][0].set_ylim(len(drawn) - 0.4, -0.6)
     note = f"; dashed: {baseline} = 1" if baseline is not None else ""
+    note += sample_note(n_columns, max(map(len, every.values())))
     figure.supxlabel(f"{label_x}{note}", fontsize=9)
     return figure
 
@@ -124,9 +135,23 @@ def lengths_of(rows: Sequence[ResultRow]) -> list[int]:
 
 def log_length_axis(axis: Any, lengths: Sequence[int]) -> None:
     axis.set_xscale("log")
+    lengths = _apart_enough(lengths)
     axis.set_xticks(lengths, [length_name(length) for length in lengths])
     axis.xaxis.minorticks_off()
     axis.set_xlabel("cache length (tokens)")
+
+
+def _apart_enough(lengths: Sequence[int]) -> list[int]:
+    """Ticks of a logarithmic axis that do not run into each other: the last, and before it what is far enough off."""
+    positive = [length for length in lengths if length > 0]
+    if len(positive) < 2:
+        return list(lengths)
+    gap = LEAST_GAP * math.log(positive[-1] / positive[0])
+    kept = positive[-1:]
+    for length in reversed(positive):
+        if math.log(kept[-1] / length) >= gap:
+            kept.append(length)
+    return kept[::-1]
 
 
 def log_values(axis: Any) -> None:

@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from resv_sim.plots.style import PALETTE, WIDTH_IN, canvas, kind_colours, legend_below, length_name, number
+from resv_sim.plots.style import PALETTE, WIDTH_IN, canvas, kind_colours, legend_below, length_name, number, sampled
 from resv_sim.results import BreakdownRow, RatioKey
 
 DRE_UNITS = ("hcu", "wtu", "kvmu")
+LABELLED = 5  # bars of a panel
 COLUMNS = 3  # panels side by side
 
 
@@ -22,7 +23,8 @@ def breakdown(rows: Sequence[BreakdownRow], stage: str) -> Any:
     rows = [row for row in rows if row.stage == stage and row.exposed_s > 0]
     pairs = list(dict.fromkeys((row.platform, row.policy) for row in rows))
     colour = kind_colours(row.component for row in rows)
-    lengths = sorted({row.kv_len_tokens for row in rows})
+    every = sorted({row.kv_len_tokens for row in rows})
+    lengths = sampled(every)
     n_rows = -(-len(pairs) // COLUMNS)
     figure = canvas(WIDTH_IN, 1.9 * n_rows + 0.8)
     axes = figure.subplots(n_rows, min(COLUMNS, len(pairs)), sharey=True, squeeze=False)
@@ -35,6 +37,8 @@ def breakdown(rows: Sequence[BreakdownRow], stage: str) -> Any:
     figure.supylabel(f"share of {stage} latency (%)", fontsize=9)
     for axis in axes[-1]:
         axis.set_xlabel("cache length (tokens)", fontsize=8)
+    if len(lengths) < len(every):
+        figure.suptitle(f"{len(lengths)} of {len(every)} cache lengths", fontsize=9)
     legend_below(figure, [Patch(color=shade) for shade in colour.values()], list(colour), columns=5)
     return figure
 
@@ -47,9 +51,12 @@ def _stacked(axis: Any, rows: Sequence[BreakdownRow], lengths: Sequence[int], co
         share = 100 * np.array([seconds.get((length, part), 0.0) for length in lengths]) / np.where(totals, totals, 1)
         axis.bar(range(len(lengths)), share, 0.8, bottom, color=shade)
         bottom += share
-    for x, total in enumerate(totals):
-        axis.text(x, 102, _seconds(total) if total else "", ha="center", va="bottom", fontsize=6.5)
-    axis.set_xticks(range(len(lengths)), [length_name(length) for length in lengths], fontsize=8)
+    # What stands on bars and under them fits on so many; of more every second has it, the last among them.
+    every = 1 if len(lengths) <= LABELLED else 2
+    named = range(len(lengths))[(len(lengths) - 1) % every :: every]
+    for x in named:
+        axis.text(x, 102, _seconds(totals[x]) if totals[x] else "", ha="center", va="bottom", fontsize=6.5)
+    axis.set_xticks(named, [length_name(lengths[x]) for x in named], fontsize=8)
 
 
 def area_and_power(area_mm2: Mapping[str, float], power_w: Mapping[str, float]) -> Any:

@@ -15,6 +15,7 @@ PALETTE = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F
 # Fourteen that text can be written in: without the light yellow and the grey.
 INKS = (*PALETTE[:6], "#332288", "#882255", "#117733", "#AA4499", "#661100", "#8A8F00", "#44AA99", "#555555")
 WIDTH_IN = 7.4  # of a figure: readable in a text column, and on a phone
+MOST_LENGTHS = 8  # panels or bars of a figure, one per cache length: more are a sample
 # What a span or a part of a latency is about, the same colour in every figure.
 KIND_COLOURS = {
     "linear": "#0072B2",
@@ -129,6 +130,18 @@ def kind_colours(kinds: Iterable[str]) -> dict[str, str]:
     present = dict.fromkeys(kinds)
     ordered = [kind for kind in KIND_COLOURS if kind in present] + [k for k in present if k not in KIND_COLOURS]
     return {kind: KIND_COLOURS.get(kind, "#000000") for kind in ordered}
+
+
+def sampled(lengths: Sequence[int], most: int = MOST_LENGTHS) -> list[int]:
+    """At most so many of the lengths, evenly spaced in their order, the first and the last among them."""
+    if len(lengths) <= most:
+        return list(lengths)
+    return [lengths[round(i * (len(lengths) - 1) / (most - 1))] for i in range(most)]
+
+
+def sample_note(shown: int, of: int) -> str:
+    """What a figure says that shows a sample of the lengths."""
+    return f"; {shown} of {of} cache lengths" if shown < of else ""
 
 
 def length_name(tokens: int) -> str:
