@@ -15,6 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from resv_sim.errors import hint
 from resv_sim.results import ResultRow
 
+MOST_VALUES = 100_000  # of one range
+Finite = int | Annotated[float, Field(allow_inf_nan=False)]
 Scalar = bool | int | float | str | None
 AxisName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_]*$")]
 COLUMNS = tuple(field.name for field in fields(ResultRow))
@@ -33,9 +35,9 @@ class _Section(BaseModel):
 class Range(_Section):
     """`start` to `stop`, both included. Integers where start, stop and step are."""
 
-    start: int | float
-    stop: int | float
-    step: int | float | None = Field(default=None, description="distance of neighbours; none: continuous")
+    start: Finite
+    stop: Finite
+    step: Finite | None = Field(default=None, description="distance of neighbours; none: continuous")
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -43,6 +45,11 @@ class Range(_Section):
             raise ValueError(f"an empty range: start ({self.start}) is above stop ({self.stop})")
         if self.step is not None and self.step <= 0:
             raise ValueError(f"step is {self.step}; allowed: above 0")
+        if self.step is not None and (self.stop - self.start) / self.step >= MOST_VALUES:
+            raise ValueError(
+                f"{self.start} to {self.stop} in steps of {self.step} are more than {MOST_VALUES} values; "
+                "take a larger step"
+            )
         return self
 
     @property
@@ -61,9 +68,9 @@ class Range(_Section):
 class LogRange(_Section):
     """`start` to `stop`, both included, even in the logarithm; whole numbers where both ends are."""
 
-    start: int | float = Field(gt=0)
-    stop: int | float = Field(gt=0)
-    points: int | None = Field(default=None, ge=1, description="values of a grid; none: continuous")
+    start: Annotated[Finite, Field(gt=0)]
+    stop: Annotated[Finite, Field(gt=0)]
+    points: int | None = Field(default=None, ge=1, le=MOST_VALUES, description="values of a grid; none: continuous")
 
     @model_validator(mode="after")
     def _check(self) -> LogRange:
@@ -242,6 +249,8 @@ def _constraint(text: str) -> Constraint:
     try:
         limit = float(match["limit"])
     except ValueError:
-        raise ValueError(f"constraint '{text}': '{match['limit']}' is not a number") from None
+        limit = math.nan
+    if not math.isfinite(limit):
+        raise ValueError(f"constraint '{text}': '{match['limit']}' is not a finite number")
     operator: Any = match["operator"]
     return Constraint(match["column"], operator, limit)
