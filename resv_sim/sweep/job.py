@@ -21,7 +21,7 @@ from resv_sim.sweep.progress import SweepProgress
 from resv_sim.sweep.runner import run_points
 from resv_sim.sweep.search import Search
 from resv_sim.sweep.space import Sweep, SweepPoint, points, validate_points
-from resv_sim.sweep.store import SweepStore
+from resv_sim.sweep.store import JOURNAL, SweepStore
 from resv_sim.sweep.tables import write_tables
 
 
@@ -32,6 +32,9 @@ def run_sweep(
 
     Raises `ConfigError` naming the point where one is refused, and `OutputError` where the folder cannot be used.
     """
+    if sweep.config.mode != "search" and not (resume and (folder / JOURNAL).exists()):
+        for _ in validate_points(sweep, points(sweep.config)):
+            pass  # before the folder is touched; a sweep that is gone on with was validated once
     with SweepStore(folder, sweep, models_fingerprint(), resume=resume) as store:
         _Job(sweep, store, jobs, scheduler, use_cache).run()
         records = store.records()

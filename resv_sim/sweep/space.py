@@ -10,7 +10,7 @@ import itertools
 import json
 import random
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from resv_sim import library
@@ -44,12 +44,16 @@ class SweepPoint:
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep's base experiment as a tree (references unresolved) and resolved, and its section."""
+    """A sweep's base experiment as a tree (references unresolved) and resolved, and its section.
+
+    lines : axis -> where it is written
+    """
 
     tree: Node
     base: Experiment
     config: SweepConfig
     source: str
+    lines: Mapping[str, str] = field(default_factory=dict)
 
     def identity(self) -> dict[str, Any]:
         """Everything that decides the points and their results."""
@@ -57,13 +61,18 @@ class Sweep:
 
     def experiment(self, point: SweepPoint) -> Experiment:
         """The point's own experiment. Raises `ConfigError` naming the point and what refused."""
+        origins = {
+            path: self.lines.get(name, "sweep") for name, axis in self.config.axes.items() for path in axis.paths
+        }
         tree = self.tree
         for path, value in point.overrides.items():
-            tree = library.with_value(tree, path, Node(value, f"sweep, {path}"))
+            tree = library.with_value(tree, path, Node(value, origins[path]))
         try:
             return experiment_of(tree)
         except ConfigError as error:
-            raise ConfigError(f"{point}: {error}") from error
+            # With the line of an axis comes the value; else only the point's values tell what was refused.
+            told = any(str(error).startswith(f"{origin}: {path} = ") for path, origin in origins.items())
+            raise ConfigError(f"{f'point {point.index}' if told else point}: {error}") from error
 
 
 def sweep_of(tree: Node, source: str) -> Sweep:
@@ -73,7 +82,8 @@ def sweep_of(tree: Node, source: str) -> Sweep:
         raise ConfigError(f"{source}: has no section 'sweep'.")
     base_tree = Node({key: child for key, child in tree.value.items() if key != "sweep"}, tree.origin)
     config = validated(SweepConfig, section, ("sweep",))
-    sweep = Sweep(base_tree, experiment_of(base_tree), config, source)
+    lines = {name: section.deepest(("axes", name)).origin for name in config.axes}
+    sweep = Sweep(base_tree, experiment_of(base_tree), config, source, lines)
     _check_measure(sweep)
     plain = sweep.base.plain()
     for name, axis in config.axes.items():
