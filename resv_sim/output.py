@@ -16,18 +16,21 @@ from types import TracebackType
 from resv_sim.errors import OutputError
 
 MANIFEST = "provenance.json"
+SWEEP_STATE = "sweep.json"  # a folder with it is a sweep's, whose points no other run may write among
 
 
 class OutputFolder:
     """`with OutputFolder(path) as folder:` write into `folder.partial`, then `folder.commit()`.
 
-    Entering raises `OutputError` where the folder cannot be written, before any work is done.
+    Entering raises `OutputError` where the folder cannot be written or holds a sweep, before any work is done.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def __enter__(self) -> OutputFolder:
+        if (self.path / SWEEP_STATE).exists():
+            raise OutputError(f"'{self.path}' holds a sweep: choose another folder with --out.")
         self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)

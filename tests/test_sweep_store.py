@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from resv_sim.errors import ConfigError, OutputError
+from resv_sim.output import MANIFEST, OutputFolder
 from resv_sim.sweep.evaluate import Evaluated
 from resv_sim.sweep.space import Sweep, points
 from resv_sim.sweep.store import JOURNAL, SweepStore, read_records
@@ -41,6 +42,19 @@ def test_what_is_added_is_on_disk_and_comes_back_by_point(tmp_path: Path, sweep:
         assert [record["point"] for record in opened.records()] == [0, 1, 2]
         assert opened.records()[1]["rows"] == [{"latency_s": 1.1}]
     assert read_records(tmp_path / "out") == sorted(map(json.loads, journal.splitlines()), key=lambda r: r["point"])
+
+
+def test_a_sweep_and_another_run_do_not_share_a_folder(tmp_path: Path, sweep: Sweep) -> None:
+    fill(tmp_path, sweep)
+    before = sorted((tmp_path / "out").iterdir())
+    with pytest.raises(OutputError, match="holds a sweep"), OutputFolder(tmp_path / "out"):
+        pass
+    assert sorted((tmp_path / "out").iterdir()) == before
+    (tmp_path / "other" / "out").mkdir(parents=True)
+    (tmp_path / "other" / "out" / MANIFEST).write_text("{}")
+    with pytest.raises(OutputError, match="results of another run"), store(tmp_path / "other", sweep):
+        pass
+    assert [path.name for path in (tmp_path / "other" / "out").iterdir()] == [MANIFEST]
 
 
 @pytest.mark.parametrize("cut", [1, 20, 200])

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from resv_sim.errors import ConfigError, OutputError
+from resv_sim.output import MANIFEST, SWEEP_STATE
 from resv_sim.sweep.evaluate import Evaluated
 from resv_sim.sweep.space import Sweep, SweepPoint
 
-JOURNAL, STATE = "points.jsonl", "sweep.json"
+JOURNAL, STATE = "points.jsonl", SWEEP_STATE
 _SHOWN = 5
 
 
@@ -35,6 +36,8 @@ class SweepStore:
         self.finished: dict[str, dict[str, Any]] = {}
 
     def __enter__(self) -> SweepStore:
+        if (self.folder / MANIFEST).exists():
+            raise OutputError(f"'{self.folder}' holds the results of another run: choose another folder with --out.")
         with ExitStack() as opened:
             try:
                 self.folder.mkdir(parents=True, exist_ok=True)
