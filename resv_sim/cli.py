@@ -374,7 +374,11 @@ def run_sweep(
     sweep = sweep_of(tree, source)
     folder = out or Path("results") / sweep.base.name
     click.echo(f"{sweep.base.name}: {source}", err=True)
-    records = run_all(sweep, folder, jobs, scheduler=scheduler, resume=resume, use_cache=use_cache)
+    try:
+        records = run_all(sweep, folder, jobs, scheduler=scheduler, resume=resume, use_cache=use_cache)
+    except KeyboardInterrupt:
+        click.echo(f"{COMMAND}: interrupted; the same command with --resume goes on with {folder}", err=True)
+        sys.exit(130)
     write_report(sweep, records, folder)
     click.echo(summary(sweep, records))
     click.echo(f"Results in {folder}")

@@ -107,6 +107,27 @@ def test_a_killed_worker_costs_nothing_but_time(folder: Path, config: Path, unin
     assert (out / "results.csv").read_bytes() == uninterrupted
 
 
+def test_an_interrupt_ends_all_processes_with_one_line(folder: Path, config: Path) -> None:
+    out = folder / "interrupted"
+    command = [
+        sys.executable,
+        "-c",
+        "from resv_sim.cli import main; main()",
+        "--config",
+        str(config),
+        "--out",
+        str(out),
+    ]
+    environment = {**os.environ, "RESV_SIM_CACHE": str(folder / "cache_interrupted")}
+    process = subprocess.Popen(command, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    wait_for_points(out, 1)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C: to the workers too
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "Traceback" not in said
+    assert f"the same command with --resume goes on with {out}" in said.strip().splitlines()[-1]
+
+
 def test_half_a_line_is_dropped_and_done_again(folder: Path, config: Path, uninterrupted: bytes) -> None:
     out = folder / "half"
     out.mkdir()

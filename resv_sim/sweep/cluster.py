@@ -6,6 +6,8 @@ The only module that knows dask's names besides `runner.py`.
 from __future__ import annotations
 
 import logging
+import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -47,8 +49,8 @@ def connected(jobs: int, scheduler: str | None) -> Iterator[Any]:
             with _remote(scheduler) as client:
                 yield client
             return
-        with (
-            LocalCluster(
+        with _deaf_to_interrupts():
+            cluster = LocalCluster(
                 n_workers=jobs,
                 threads_per_worker=1,
                 processes=True,
@@ -58,10 +60,22 @@ def connected(jobs: int, scheduler: str | None) -> Iterator[Any]:
                 scheduler_kwargs={"dashboard_address": "127.0.0.1:0"},
                 memory_limit=0,
                 silence_logs=logging.CRITICAL,
-            ) as cluster,
-            Client(cluster) as client,
-        ):
+            )
+        with cluster, Client(cluster) as client:
             yield client
+
+
+@contextmanager
+def _deaf_to_interrupts() -> Iterator[None]:
+    """Processes started in here ignore Ctrl-C, which reaches them too: ending them is this process's to do."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # signals are the main thread's
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextmanager
