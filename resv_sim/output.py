@@ -2,12 +2,14 @@
 
 Files are written into a hidden folder inside the output folder (the same file system, so that moving is
 renaming) and moved into place at the end; what an earlier run left there and this one does not make is
-removed. A failing run leaves what was there before.
+removed. A failing run leaves what was there before; a hidden folder that a killed one left goes with the next run.
 """
 
 from __future__ import annotations
 
+import fcntl
 import json
+import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -17,6 +19,7 @@ from resv_sim.errors import OutputError
 
 MANIFEST = "provenance.json"
 SWEEP_STATE = "sweep.json"  # a folder with it is a sweep's, whose points no other run may write among
+_PREFIX = ".partial-"
 
 
 class OutputFolder:
@@ -34,7 +37,7 @@ class OutputFolder:
         self._made = [p for p in (self.path, *self.path.parents) if not p.exists()]
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self.partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=self.path))
+            self._make_partial()
         except OSError as error:
             self._remove_made()
             raise OutputError(
@@ -58,8 +61,25 @@ class OutputFolder:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self.partial, ignore_errors=True)
+        os.close(self._lock)
         if error is not None:
             self._remove_made()
+
+    def _make_partial(self) -> None:
+        """The hidden folder, locked for as long as this run lives; what a killed run left of its own is removed."""
+        mine = _opened(self.path)
+        try:
+            _locked(mine, wait=True)  # nobody may take a folder for a dead run's before it is locked
+            for left in self.path.glob(f"{_PREFIX}*"):
+                held = _opened(left)
+                if _locked(held):
+                    shutil.rmtree(left, ignore_errors=True)
+                os.close(held)
+            self.partial = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=self.path))
+            self._lock = _opened(self.partial)
+            _locked(self._lock)
+        finally:
+            os.close(mine)
 
     def _remove_made(self) -> None:
         """Take back the folders that entering made, as far as they are empty."""
@@ -77,3 +97,16 @@ class OutputFolder:
         except (OSError, ValueError, KeyError, TypeError):
             return []
         return [path for path in paths if not path.is_absolute() and ".." not in path.parts]
+
+
+def _opened(folder: Path) -> int:
+    return os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+
+
+def _locked(folder: int, *, wait: bool = False) -> bool:
+    """Whether an open folder could be locked: nobody else has it, and the file system knows locks."""
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True

@@ -191,6 +191,16 @@ def test_a_rerun_replaces_its_files_drops_stale_ones_and_leaves_others_alone(tmp
     assert got == {"results.csv": "new", "figures/b.png": "new", "notes.txt": "mine"}
 
 
+def test_what_a_killed_run_left_goes_and_what_another_is_writing_stays(tmp_path: Path) -> None:
+    (tmp_path / ".partial-dead" / "figures").mkdir(parents=True)
+    with OutputFolder(tmp_path) as first:
+        assert list(tmp_path.glob(".partial-*")) == [first.partial]
+        with OutputFolder(tmp_path) as second:
+            assert first.partial.is_dir()
+            assert second.partial != first.partial
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_manifest_cannot_name_files_outside_its_folder(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("x", encoding="utf-8")
