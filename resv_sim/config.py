@@ -123,17 +123,21 @@ class Experiment(_Section):
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
-        for run in (*self.runs, self.baseline):
-            _require(run.platform, self.platforms, "platform")
-            _require(run.policy, self.policies, "policy")
+        places: list[tuple[RunConfig, tuple[str | int, ...]]] = [(run, ("runs", i)) for i, run in enumerate(self.runs)]
+        for run, place in (*places, (self.baseline, ("baseline",))):
+            _require(run.platform, self.platforms, "platform", *place, "platform")
+            _require(run.policy, self.policies, "policy", *place, "policy")
         labels = [run.label for run in self.runs]
-        if len(set(labels)) != len(labels):
-            raise ValueError("runs: each pair of platform and policy may stand there once")
-        _require(self.baseline.label, labels, "baseline among the runs")
+        for i, label in enumerate(labels):
+            if label in labels[:i]:
+                raise FieldError(
+                    f"each pair of platform and policy may stand there once, {label} is there twice", "runs", i
+                )
+        _require(self.baseline.label, labels, "baseline among the runs", "baseline")
         for platform in self.platforms:
-            _require(platform, self.energy, "price table for platform")
+            _require(platform, self.energy, "price table for platform", "platforms", platform)
         for platform in self.energy:
-            _require(platform, self.platforms, "platform for the price table")
+            _require(platform, self.platforms, "platform for the price table", "energy", platform)
         if self.trace.recorded is None and isinstance(self.workload, ProbeWorkload):
             try:
                 self.workload.frames_before(self.model.tokens_per_frame)
@@ -155,9 +159,9 @@ class Experiment(_Section):
         return write_yaml(self.plain())
 
 
-def _require(name: str, known: Mapping[str, object] | Sequence[str], what: str) -> None:
+def _require(name: str, known: Mapping[str, object] | Sequence[str], what: str, *path: str | int) -> None:
     if name not in known:
-        raise ValueError(f"no {what} '{name}' ({', '.join(known)}).{hint(name, known)}")
+        raise FieldError(f"no {what} '{name}' ({', '.join(known)}).{hint(name, known)}", *path)
 
 
 def load_experiment(name_or_path: str, settings: Sequence[str] = ()) -> tuple[Experiment, str]:

@@ -6,6 +6,7 @@ registry, chosen by the key `kind`.
 
 from __future__ import annotations
 
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -93,7 +94,8 @@ def _most_telling(details: Iterable[ErrorDetails]) -> list[ErrorDetails]:
 
 def _explain(model: type[BaseModel], tree: Node, data: object, prefix: KeyPath, detail: ErrorDetails) -> str:
     path = (*_path_in(data, detail["loc"]), *getattr(detail.get("ctx", {}).get("error"), "path", ()))
-    where = ": ".join(part for part in (tree.deepest(path).origin, dotted((*prefix, *path))) if part)
+    origin = _named_in(tree.deepest(path), detail) or tree.deepest(path).origin
+    where = ": ".join(part for part in (origin, dotted((*prefix, *path))) if part)
     owner = _model_at(model, data, path[:-1])
     if detail["type"] == "extra_forbidden" and owner:
         return f"{where}: unknown key. {_nearest(str(path[-1]), owner)}"
@@ -106,6 +108,19 @@ def _explain(model: type[BaseModel], tree: Node, data: object, prefix: KeyPath, 
     shown = f" = {given!r}" if isinstance(given, (str, int, float, bool)) or given is None else ""
     text = message[0].lower() + message[1:] if message.startswith("Input") else message
     return f"{where}{shown}: {text}." if not text.endswith("?") else f"{where}{shown}: {text}"
+
+
+def _named_in(node: Node, detail: ErrorDetails) -> str | None:
+    """Where the field is written that an error of a whole mapping is about: one that its message names.
+
+    Of several, one that was laid over the rest, which is what changed.
+    """
+    if detail["type"] != "value_error" or not isinstance(node.value, dict):
+        return None
+    words = set(re.findall(r"\w+", detail["msg"]))
+    origins = [child.origin for key, child in node.value.items() if key in words]
+    laid_over = [origin for origin in origins if not re.search(r":\d+$", origin)]
+    return next(iter([*laid_over, *origins]), None)
 
 
 def _nearest(key: str, owner: type[BaseModel]) -> str:

@@ -220,6 +220,33 @@ def test_a_file_with_an_error_is_named_with_its_line(pipeline: Any, tmp_path: Pa
     assert f"mine.yaml:{line}: trace.sede: unknown key. Did you mean 'seed'?" in refused("--config", "mine.yaml")
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "where"),
+    [
+        ("policy: full}\n", "policy: fulll}\n", "baseline.policy: no policy 'fulll'"),
+        ("{platform: vrex8, policy: resv}", "{platform: vrex, policy: resv}", "runs.2.platform: no platform 'vrex'"),
+        ("{platform: vrex8, policy: resv}", "{platform: agx_orin, policy: resv}", "runs.2: each pair"),
+    ],
+)
+def test_an_entry_that_fits_no_other_is_named_with_its_line(pipeline: Any, old: str, new: str, where: str) -> None:
+    before, _, after = library.find("quick").read_text(encoding="utf-8").rpartition(old)
+    Path("mine.yaml").write_text(f"{before}{new}{after}", encoding="utf-8")
+    assert f"mine.yaml:{before.count(chr(10)) + 1}: {where}" in refused("--config", "mine.yaml")
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("baseline.policy=nope", "baseline.policy: no policy 'nope'"),
+        ("policies.resv.hamming_threshold=99", "policies.resv: hamming_threshold is 99"),
+        ("workload.stages=[frame,frame]", "workload: stages"),
+    ],
+)
+def test_a_setting_that_does_not_fit_the_rest_is_named(pipeline: Any, setting: str, words: str) -> None:
+    key = setting.partition("=")[0]
+    assert f"error: --set {key}: {words}" in refused("--config", "quick", "--set", setting)
+
+
 def test_an_output_folder_that_cannot_be_written_is_refused_before_the_run(pipeline: Any) -> None:
     Path("file").write_text("x", encoding="utf-8")
     assert "cannot write results into 'file/out'" in refused("--config", "orin_vs_dre", "--out", "file/out")
