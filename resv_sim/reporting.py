@@ -66,10 +66,11 @@ def assumptions(experiment: Experiment) -> Iterator[str]:
 
 
 def resident_notes(experiment: Experiment, points: Sequence[Point]) -> Iterator[str]:
-    """Says where policies had nothing to choose from, which otherwise is an empty cell."""
+    """Says where policies had nothing to choose from of what is cached, which otherwise is an empty cell."""
     alike: dict[tuple[tuple[int, ...], int | None], list[str]] = {}
-    for label in dict.fromkeys(p.row.policy for p in points if p.row.retrieval_ratio is None):
-        empty = {p.row.kv_len_tokens for p in points if p.row.policy == label and p.row.retrieval_ratio is None}
+    nothing = [p.row for p in points if p.row.retrieval_ratio is None and p.row.kv_len_tokens]
+    for label in dict.fromkeys(row.policy for row in nothing):
+        empty = {row.kv_len_tokens for row in nothing if row.policy == label}
         alike.setdefault((tuple(sorted(empty)), experiment.policies[label].recent_bytes), []).append(label)
     for (lengths, device_bytes), labels in alike.items():
         who = f"Policy {labels[0]} retrieves" if len(labels) == 1 else f"Policies {', '.join(labels)} retrieve"

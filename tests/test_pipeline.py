@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import astuple, replace
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from dre_sim.dre import DisagreementError
-from resv_sim import hardware, pipeline
+from resv_sim import hardware, pipeline, reporting
 from resv_sim.config import Experiment, load_experiment
 from resv_sim.progress import Progress
 from resv_sim.report import summary_markdown
@@ -159,6 +160,12 @@ def test_policies_with_nothing_to_choose_from_share_a_note() -> None:
     notes = [note for note in got.notes if "nothing at" in note]
     assert len(notes) == 1
     assert "Policies other, resv retrieve nothing at 200, 600 tokens" in notes[0]
+
+
+def test_a_cache_that_is_empty_needs_no_note(result: ExperimentResult) -> None:
+    empty = [replace(row, kv_len_tokens=0, retrieval_ratio=None) for row in result.rows]
+    points: list[Any] = [SimpleNamespace(row=row) for row in empty]
+    assert list(reporting.resident_notes(experiment(), points)) == []
 
 
 def test_a_policy_that_needs_a_trained_model_leaves_a_warning_in_every_result() -> None:
