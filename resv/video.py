@@ -5,6 +5,7 @@ Every frame comes out square, RGB, uint8. What a frame means to the model is in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import islice
@@ -85,6 +86,26 @@ def _decode(path: Path, fps: float, size_px: int, same_size: bool) -> Iterator[U
         raise VideoError(f"{path}: has a video stream but no frames")
 
 
+def duration_s(path: Path) -> float:
+    """How long a file says that it is; infinite where it does not say. Raises `VideoError` as `read_frames`."""
+    import av
+
+    path = path.expanduser()
+    _require_file(path)
+    try:
+        with av.open(str(path)) as container:
+            return container.duration / av.time_base if container.duration else math.inf
+    except av.FFmpegError as error:
+        raise VideoError(f"{path}: cannot be decoded after 0 frames: {error}") from error
+
+
+def _require_file(path: Path) -> None:
+    if path.is_dir():
+        raise VideoError(f"{path}: is a folder, not a video file")
+    if not path.is_file():
+        raise VideoError(f"{path}: no such video file")
+
+
 def read_frames(video: VideoConfig, start_s: float = 0.0, *, same_size: bool = False) -> Iterator[UInt8]:
     """Sampled frames, (size_px, size_px, 3) RGB uint8, from `start_s` on: endless if rendered, once through a file.
 
@@ -96,8 +117,7 @@ def read_frames(video: VideoConfig, start_s: float = 0.0, *, same_size: bool = F
         yield from render(video.rendered, video.fps, video.size_px, start_s)
         return
     path = Path(video.file).expanduser()
-    if not path.is_file():
-        raise VideoError(f"{path}: no such video file")
+    _require_file(path)
     yield from islice(_decode(path, video.fps, video.size_px, same_size), round(start_s * video.fps), None)
 
 

@@ -6,6 +6,7 @@ ends in one paragraph on standard error and exit code 2; `--debug` shows the tra
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +22,14 @@ if TYPE_CHECKING:
 COMMAND = "resv-sim"
 _OF_EXPERIMENTS = ("out", "settings", "jobs", "scheduler", "resume", "no_cache")  # options that go with --config
 LISTS = ("models", "policies", "platforms", "configs")
+
+
+class FiniteFloat(click.FloatRange):
+    """A range without infinity and without what is no number, which compares with nothing."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        return number if math.isfinite(number) else self.fail(f"{value} is no finite number.", param, ctx)
 
 
 @click.group(invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -125,9 +134,11 @@ def trace() -> None:
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path), help="The trace file, .safetensors.")
 @click.option("--policy", default="full", show_default=True, metavar="NAME_OR_PATH", help="Bundled, or a YAML file.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override one field of the policy.")
-@click.option("--fps", type=click.FloatRange(min=0, min_open=True), default=2.0, show_default=True, help="Frames/s.")
+@click.option("--fps", type=FiniteFloat(min=0, min_open=True), default=2.0, show_default=True, help="Frames/s.")
 @click.option("--frames", "n_frames", type=click.IntRange(min=1), help="Stop after this many.  [default: all]")
-@click.option("--ask", "asks", metavar="'SECONDS: QUESTION'", multiple=True, help="Ask in time; may repeat.")
+@click.option(
+    "--ask", "asks", metavar="'[SECONDS: ]QUESTION'", multiple=True, help="Ask then, or at the end; may repeat."
+)
 @click.option("--max-new-tokens", type=click.IntRange(min=1), default=20, show_default=True, help="Of an answer.")
 @click.option("--probe-every", type=click.IntRange(min=1), default=1, show_default=True, help="Frames between probes.")
 @click.option("--values/--no-values", default=True, show_default=True, help="Keep values, for output errors.")
@@ -295,7 +306,7 @@ def explain(debug: bool, results: Path, point: str, other: str | None) -> None:
 
 @main.command()
 @click.option("--clear", is_flag=True, help="Remove everything that is remembered.")
-@click.option("--limit", "limit_gb", type=click.FloatRange(min=0), metavar="GB", help="Make it at most this large now.")
+@click.option("--limit", "limit_gb", type=FiniteFloat(min=0), metavar="GB", help="Make it at most this large now.")
 @click.pass_obj
 def cache(debug: bool, clear: bool, limit_gb: float | None) -> None:
     """Show, shrink or empty the folder of remembered stages.
@@ -314,10 +325,12 @@ def cache(debug: bool, clear: bool, limit_gb: float | None) -> None:
 @main.command()
 @click.option("--model", required=True, metavar="NAME", help="A folder, an id of the hub, or tiny-llava and the like.")
 @click.option("--video", type=click.Path(path_type=Path), metavar="FILE", help="A video.  [default: a rendered one]")
-@click.option("--ask", "asks", metavar="'SECONDS: QUESTION'", multiple=True, help="Ask in time; may repeat.")
+@click.option(
+    "--ask", "asks", metavar="'[SECONDS: ]QUESTION'", multiple=True, help="Ask then, or at the end; may repeat."
+)
 @click.option("--policy", default="rekv", show_default=True, metavar="NAME_OR_PATH", help="Bundled, or a YAML file.")
 @click.option("--set", "settings", metavar="KEY=VALUE", multiple=True, help="Override one field of the policy.")
-@click.option("--fps", type=click.FloatRange(min=0, min_open=True), default=0.5, show_default=True, help="Frames/s.")
+@click.option("--fps", type=FiniteFloat(min=0, min_open=True), default=0.5, show_default=True, help="Frames/s.")
 @click.option("--frames", type=click.IntRange(min=1), help="Stop after this many.  [default: the file's end]")
 @click.option("--tier", type=click.Path(path_type=Path), metavar="DIR", help="Disk tier that stays; go on with it.")
 @click.option("--analyse", "role", flag_value="analyse", help="Only take frames into --tier.")

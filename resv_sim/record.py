@@ -27,7 +27,7 @@ from resv.trace_file import write_trace
 from resv.video import VideoConfig, read_frames
 from resv_sim.errors import ConfigError
 from resv_sim.progress import Progress
-from resv_sim.stream import model_of, policy_of, questions_of, side_px
+from resv_sim.stream import check_times, model_of, policy_of, questions_of, side_px
 
 MINI = "mini"
 Echo = Callable[[str], None]
@@ -77,6 +77,9 @@ def run_record(job: RecordJob, echo: Echo) -> None:
         raise ConfigError(f"--output {job.output}: there is no folder {folder}")
     if job.model == MINI and job.asks:
         raise ConfigError(f"--ask: '{MINI}' knows its own words only; without --video it is asked what its streams ask")
+    if job.output.is_dir():
+        raise ConfigError(f"--output {job.output}: is a folder; name a file in it, like trace.safetensors")
+    check_times(questions_of(job.asks), job.video, job.fps, job.n_frames)
     policy = policy_of(job.policy, job.settings)
     mini = load_mini() if job.model == MINI else None
     model = mini.llm if mini is not None else model_of(job.model, job.device, job.dtype)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from resv.policies.rekv import ReKV
 from resv.tiers.config import Tiers
 from resv.tiers.errors import TierError
 from resv.tiers.store import TieredStore, tiered
-from resv.video import VideoConfig, read_frames
+from resv.video import VideoConfig, duration_s, read_frames
 from resv_sim import library
 from resv_sim.config import PolicyField
 from resv_sim.errors import ConfigError
@@ -39,6 +39,7 @@ from resv_sim.yaml_source import Node, read_value
 
 Echo = Callable[[str], None]
 Role = Literal["both", "analyse", "answer"]
+_NUMBER = r"[+-]?(?:\d+(?:\.\d*)?(?:e[+-]?\d+)?|\.\d+(?:e[+-]?\d+)?|nan|inf|infinity)"
 _LEAST_PX, _MOST_PX = 64, 768  # sides that frames are read at; the largest is `VideoConfig`'s
 _ANY_SIZE_PX = 448  # assumed, for encoders that take any size (Qwen2.5-VL): 16 x 16 tokens
 
@@ -94,12 +95,27 @@ def questions_of(asks: tuple[str, ...]) -> list[tuple[float, str]]:
     """(seconds, question) in order; without a time a question is asked at the end. Raises `ConfigError`."""
     found = []
     for ask in asks:
-        timed = re.fullmatch(r"\s*(\d+(?:\.\d*)?|\.\d+)\s*:(.*)", ask, re.DOTALL)
+        timed = re.fullmatch(rf"\s*({_NUMBER})\s*:(.*)", ask, re.DOTALL | re.IGNORECASE)
         seconds, text = (float(timed[1]), timed[2]) if timed else (math.inf, ask)
+        if timed and not 0 <= seconds < math.inf:
+            raise ConfigError(f"--ask {ask!r}: seconds are {timed[1]}; allowed: a finite number from 0")
         if not re.search(r"\w", text):
             raise ConfigError(f'--ask {ask!r}: must be "SECONDS: question", like "10.0: what is on the table?"')
         found.append((seconds, text.strip()))
     return sorted(found, key=lambda question: question[0])
+
+
+def check_times(questions: Iterable[tuple[float, str]], file: Path | None, fps: float, n_frames: int | None) -> None:
+    """Raise `ConfigError` for a question that comes after the end of the stream, as far as its length is known."""
+    length_s = math.inf if file is None else duration_s(file)
+    end_s = math.inf if math.isinf(length_s) else math.ceil(length_s * fps - 1e-6) / fps  # every frame has its time
+    if n_frames is not None:
+        end_s = min(end_s, n_frames / fps)
+    for seconds, text in questions:
+        if end_s < seconds < math.inf:
+            raise ConfigError(
+                f'--ask "{seconds:g}: {text}": the stream ends at {end_s:g} s; without seconds a question is asked then'
+            )
 
 
 def run_stream(job: StreamJob, echo: Echo, tell: Echo, *, as_json: bool) -> None:
@@ -138,6 +154,10 @@ def _check(job: StreamJob, questions: list[tuple[float, str]]) -> None:
         raise ConfigError(f"--{job.role} needs the folder that the two processes share: --tier DIR")
     if job.role == "analyse" and questions:
         raise ConfigError("--analyse answers nothing: ask in another process with --answer --tier DIR")
+    if job.tier is not None and job.tier.exists() and not job.tier.is_dir():
+        raise ConfigError(f"--tier {job.tier}: is a file; a tier is a folder")
+    if job.role != "answer":
+        check_times(questions, job.video, job.fps, job.n_frames)
     if job.role == "answer" and not questions:
         raise ConfigError('--answer needs something to answer: --ask "what is on the table?"')
 

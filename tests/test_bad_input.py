@@ -30,6 +30,11 @@ def test_a_video_that_is_not_there_is_named() -> None:
     assert "missing.mp4: no such video file" in refused("video.file=missing.mp4")
 
 
+def test_a_folder_is_no_video() -> None:
+    Path("clips").mkdir()
+    assert "clips: is a folder, not a video file" in refused("video.file=clips")
+
+
 def test_a_file_that_is_no_video_is_named() -> None:
     Path("noise.mp4").write_bytes(bytes(range(256)) * 40)
     assert "noise.mp4" in refused("video.file=noise.mp4")

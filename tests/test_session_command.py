@@ -107,7 +107,7 @@ def test_a_reader_that_keeps_its_dialogue_answers_more_than_one_question(
 
 
 def test_a_full_tier_ends_the_frames_and_not_the_answers(clip: Path) -> None:
-    arguments = ["--video", str(clip), "--ask", "9: what?", "--json"]
+    arguments = ["--video", str(clip), "--ask", "1.2: what?", "--json"]
     done = stream(*arguments, "--limit", "disk=true", "--limit", f"disk_bytes={4 * 2048}")
     told = [json.loads(line) for line in done.stdout.splitlines()]
     assert [event["kind"] for event in told] == ["frame"] * 4 + ["answer"]
@@ -176,6 +176,31 @@ def test_questions_are_read_with_their_times() -> None:
     assert asked == [(0.5, "x"), (2.0, "what?"), (10.5, "who: me?"), (float("inf"), "end")]
     with pytest.raises(ConfigError, match=r"10\.0: what is on the table"):
         questions_of(("12:",))
+
+
+@pytest.mark.parametrize("seconds", ["-1", "nan", "inf", "-.5", "1e400"])
+def test_a_time_that_is_none_is_refused(seconds: str) -> None:
+    with pytest.raises(ConfigError, match="allowed: a finite number from 0"):
+        questions_of((f"{seconds}: x",))
+
+
+@pytest.mark.parametrize("command", [["stream"], ["trace", "record", "-o", "t.safetensors"]])
+def test_a_question_after_the_end_is_refused_with_the_end(command: list[str], clip: Path) -> None:
+    for given, end in ((["--frames", "3"], "6"), (["--video", str(clip), "--fps", "10"], "1.3")):
+        done = CliRunner().invoke(main, [*command, "--model", "tiny-llava", "--fps", "0.5", *given, "--ask", "900: x"])
+        assert done.exit_code == 2
+        assert f"the stream ends at {end} s" in done.stderr
+
+
+@pytest.mark.parametrize("fps", ["nan", "inf"])
+def test_a_rate_is_finite(fps: str) -> None:
+    assert f"{fps} is no finite number" in refusal("--frames", "2", fps=fps)
+
+
+def test_a_file_is_no_tier_and_a_folder_no_trace(tmp_path: Path, clip: Path) -> None:
+    assert "is a file; a tier is a folder" in refusal("--frames", "2", "--tier", str(clip))
+    command = ["trace", "record", "--model", "tiny-llava", "--frames", "2", "-o", str(tmp_path)]
+    assert "is a folder; name a file" in CliRunner().invoke(main, command).stderr
 
 
 def test_policies_come_by_name_or_from_a_file(tmp_path: Path) -> None:

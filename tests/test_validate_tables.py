@@ -162,6 +162,12 @@ def test_quantities_units_and_sizes_are_checked(tmp_path: Path) -> None:
     assert "gpu_kernels.csv:5: gemm needs m" in message
 
 
+def test_a_folder_called_like_a_table_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").mkdir()
+    with pytest.raises(TableError, match=r"x\.csv: cannot be read: Is a directory"):
+        read_folder(tmp_path)
+
+
 def test_a_folder_without_tables_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TableError, match=r"no \*\.csv file in this folder"):
         read_folder(tmp_path)

@@ -58,6 +58,8 @@ def read_table(path: Path) -> Table:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise TableError(f"{file}: not a UTF-8 text file ({error.reason})") from None
+    except OSError as error:
+        raise TableError(f"{file}: cannot be read: {error.strerror or error}") from None
     header = tuple(line.lstrip("# ") for line in lines if line.startswith("#"))
     body = [(i, line) for i, line in enumerate(lines, 1) if line.strip() and not line.startswith("#")]
     if not body:
