@@ -296,7 +296,8 @@ def accuracy(
 def explain(debug: bool, results: Path, point: str, other: str | None) -> None:
     """Say where a sweep point's time and energy go, and what changed against OTHER.
 
-    RESULTS is a sweep's output folder; a point is its number or the start of its id, and OTHER may be 'baseline'.
+    RESULTS is a sweep's output folder; a point is its number or the start of its id, four characters or more, and OTHER
+    may be 'baseline'.
     """
     with explained(debug):
         from resv_sim.sweep.explain import explanation

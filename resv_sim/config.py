@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -104,6 +104,8 @@ class ReportConfig(_Section):
 class Experiment(_Section):
     """Everything that decides the results."""
 
+    BESIDE: ClassVar = ("sweep", "benchmark")  # sections of an experiment's file that others read
+
     name: Label
     description: str = ""
     model: ModelShape
@@ -171,7 +173,7 @@ def load_experiment(name_or_path: str, settings: Sequence[str] = ()) -> tuple[Ex
     is the experiment that the sweep varies, of a benchmark's the one whose policies are compared.
     """
     tree, source = load_tree(name_or_path, settings)
-    alone = {key: child for key, child in tree.value.items() if key not in ("sweep", "benchmark")}
+    alone = {key: child for key, child in tree.value.items() if key not in Experiment.BESIDE}
     return experiment_of(Node(alone, tree.origin)), source
 
 

@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import sys
 import time
 import zlib
 from collections.abc import Iterator
@@ -42,7 +43,15 @@ def cache_directory() -> Path:
     """`$RESV_SIM_CACHE`, else the user's cache directory."""
     explicit = os.environ.get("RESV_SIM_CACHE")
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(explicit) if explicit else Path(base) / "resv-sim"
+    folder = Path(explicit) if explicit else Path(base) / "resv-sim"
+    if folder.exists() and not folder.is_dir():
+        _warn_of_file(folder)
+    return folder
+
+
+@cache
+def _warn_of_file(folder: Path) -> None:
+    print(f"resv-sim: warning: {folder} is a file, not the folder of a cache: nothing is remembered", file=sys.stderr)
 
 
 def cache_limit_bytes() -> int:

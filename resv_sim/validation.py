@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
@@ -74,12 +74,30 @@ def validated(model: type[Model], tree: Node, prefix: KeyPath = ()) -> Model:
     """
     data = tree.plain()
     try:
-        return model.model_validate(data)
+        made = model.model_validate(data)
     except ValidationError as error:
         details = _most_telling(error.errors(include_url=False))
         others = len(details) - 1
         more = f" ({others} more like it in this configuration.)" if others else ""
         raise ConfigError(_explain(model, tree, data, prefix, details[0]) + more) from error
+    for path in _truth_values(data, made):
+        where = f"{tree.deepest(path).origin}: {dotted((*prefix, *path))}"
+        raise ConfigError(f"{where} = {tree.deepest(path).value}: must be a number, not a truth value.")
+    return made
+
+
+def _truth_values(data: object, made: object, path: KeyPath = ()) -> Iterator[KeyPath]:
+    """Where pydantic made a number of a truth value, as it does of its own accord."""
+    if isinstance(data, bool):
+        if isinstance(made, (int, float)) and not isinstance(made, bool):
+            yield path
+    elif isinstance(data, dict):
+        for key, value in data.items():
+            below = made.get(key) if isinstance(made, Mapping) else getattr(made, str(key), None)
+            yield from _truth_values(value, below, (*path, key))
+    elif isinstance(data, list) and isinstance(made, (list, tuple)):
+        for index, (value, below) in enumerate(zip(data, made, strict=False)):
+            yield from _truth_values(value, below, (*path, index))
 
 
 def load(name_or_path: str, family: str, model: type[Model]) -> Model:
@@ -125,7 +143,7 @@ def _named_in(node: Node, detail: ErrorDetails) -> str | None:
 
 def _nearest(key: str, owner: type[BaseModel]) -> str:
     """What an unknown key may have meant: the same name in another unit, or the closest name."""
-    allowed = list(owner.model_fields)
+    allowed = [*owner.model_fields, *getattr(owner, "BESIDE", ())]
     same_stem = [name for name in allowed if _stem(name) == _stem(key)]
     listing = f"Allowed here: {', '.join(allowed)}."
     if same_stem:

@@ -105,6 +105,12 @@ def test_the_same_command_twice_gives_the_same_table(pipeline: Any) -> None:
     assert Path("a/results.csv").read_bytes() == Path("b/results.csv").read_bytes()
 
 
+def test_the_package_runs_as_the_command() -> None:
+    done = subprocess.run([sys.executable, "-m", "resv_sim", "list", "nothing"], capture_output=True, text=True)
+    assert done.returncode == 2
+    assert done.stderr.startswith("Usage: resv-sim list")
+
+
 def test_without_arguments_help_is_shown() -> None:
     result = resv_sim()
     assert result.exit_code == 0
@@ -204,6 +210,10 @@ def test_a_trace_that_is_not_there_is_refused(trace_file: Path, command: str) ->
         (["--config", "orin_vs_dre", "--set", "runs.2.platform=vrex"], ["no platform 'vrex'", "'vrex8'"]),
         (["--config", "orin_vs_dre", "--set", "platforms.vrex8=vrex9"], ["no configuration 'vrex9'", "'vrex8'"]),
         (["--config", "orin_vs_dre", "--set", "platforms.vrex8.energy.static.x=1"], ["energy.vrex8.static.x"]),
+        (["--config", "orin_vs_dre", "--set", "trace.seed=true"],
+         ["--set trace.seed: trace.seed = True: must be a number, not a truth value"]),
+        (["--config", "orin_vs_dre", "--set", "policies.resv.n_sink=yes"], ["policies.resv.n_sink = True: must be"]),
+        (["--config", "orin_vs_dre", "--set", "swep=1"], ["Did you mean 'sweep'?", "report, sweep, benchmark."]),
         (["--config", "orin_vs_dre", "--set", "novalue"], ["must be KEY=VALUE"]),
     ],
 )  # fmt: skip

@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from resv.selection import ClusterTable, ClusterUpdate, Counts, Fidelity, LayerSelection, ScoreRows
 from resv_sim.cli import main
 from resv_sim.errors import ConfigError
-from resv_sim.memo import Memo, cache_limit_bytes, code_fingerprint, key_of, pack_layers, unpack_layers
+from resv_sim.memo import Memo, cache_directory, cache_limit_bytes, code_fingerprint, key_of, pack_layers, unpack_layers
 
 
 def _example(rng: np.random.Generator) -> tuple[LayerSelection, Fidelity]:
@@ -192,3 +192,13 @@ def test_the_command_shows_shrinks_and_empties_the_folder(tmp_path: Path, monkey
     assert _held(memo) == "d"
     said("--clear")
     assert _held(memo) == ""
+
+
+def test_a_file_in_the_place_of_the_cache_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("RESV_SIM_CACHE", str(tmp_path / "file"))
+    for _ in range(2):
+        assert cache_directory() == tmp_path / "file"
+    assert capsys.readouterr().err.count("is a file, not the folder of a cache") == 1

@@ -249,6 +249,10 @@ def test_what_cannot_be_explained_is_refused(folder: Path, records: list[dict[st
         explanation(folder, "5")
     with pytest.raises(OutputError, match="holds no sweep"):
         explanation(tmp_path, "0")
+    with pytest.raises(ConfigError, match=r"no point 'ab': .*at least 4 characters"):
+        explanation(folder, "ab")
+    missing = CliRunner().invoke(main, ["explain", str(tmp_path / "nodir"), "0"])
+    assert f"'{tmp_path / 'nodir'}' holds no sweep" in missing.stderr
     result = CliRunner().invoke(main, ["explain", str(tmp_path), "0"])
     assert result.exit_code == 2
     assert "resv-sim: error: " in result.stderr

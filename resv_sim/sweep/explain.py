@@ -26,6 +26,7 @@ HEADLINE = (
     ("retrieval_ratio", "retrieved", "%", 100.0),
     ("link_bytes", "bytes on the link", "MB", 1e-6),
 )
+_ID_LETTERS = 4  # of an id that name a point
 _MATTERS = 1e-4  # parts that change the whole by less are left out
 
 
@@ -42,7 +43,7 @@ class _Side:
 
 def explanation(results: Path, point: str, other: str | None = None) -> str:
     """The whole text. Raises ValueError where folder or point are not there or the point failed."""
-    folder = results if results.is_dir() else results.parent
+    folder = results.parent if results.is_file() else results
     records = read_records(folder)
     identity = read_state(folder)["identity"]
     measure = Measure.model_validate(identity["sweep"]["measure"])
@@ -58,10 +59,13 @@ def explanation(results: Path, point: str, other: str | None = None) -> str:
 
 def _record(records: list[dict[str, Any]], point: str) -> dict[str, Any]:
     by_number = [r for r in records if str(r["point"]) == point]
-    found = by_number or [r for r in records if len(point) >= 4 and r["id"].startswith(point)]
+    found = by_number or [r for r in records if len(point) >= _ID_LETTERS and r["id"].startswith(point)]
     if len(found) != 1:
         last = records[-1]["point"] if records else "none"
-        raise ConfigError(f"no point '{point}': give a number (the last finished one is {last}) or the start of an id.")
+        raise ConfigError(
+            f"no point '{point}': give a number (the last finished one is {last}) or at least {_ID_LETTERS} "
+            "characters of an id's start."
+        )
     if "error" in found[0]:
         raise ConfigError(f"point {found[0]['point']} failed: {found[0]['error']}")
     return found[0]
