@@ -177,6 +177,14 @@ def test_of_many_lengths_a_sample_is_drawn_and_the_figure_says_so(tmp_path: Path
             assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
+def test_totals_of_area_and_power_have_their_units() -> None:
+    figure = parts.area_and_power({"dpe": 9.8, "hcu": 0.2}, {"dpe": 4.0, "hcu": 1.0})
+    assert [axis.get_title() for axis in figure.axes] == [
+        "DRE (red): 2.00 % of 10.0 mm²",
+        "DRE (red): 20.00 % of 5.00 W",
+    ]
+
+
 def test_the_retrieval_figure_has_a_panel_per_policy_and_stage_on_one_scale() -> None:
     ratios = {RatioKey(p, 100, s): np.full((4, 2), 0.1) for p, s in (("a", "frame"), ("a", "decode"), ("b", "decode"))}
     figure = parts.retrieval_ratios(ratios)

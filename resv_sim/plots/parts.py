@@ -62,10 +62,10 @@ def _stacked(axis: Any, rows: Sequence[BreakdownRow], lengths: Sequence[int], co
 def area_and_power(area_mm2: Mapping[str, float], power_w: Mapping[str, float]) -> Any:
     """Area and power by unit, logarithmic so that the small DRE units are seen, each with its share."""
     figure = canvas(9.0, 0.36 * max(len(area_mm2), len(power_w)) + 1.8)
-    panels = [(area_mm2, "area of the chip (mm²)"), (power_w, "power of one core, fully active (W)")]
-    panels = [(parts, name) for parts, name in panels if parts]
+    panels = [(area_mm2, "area of the chip", "mm²"), (power_w, "power of one core, fully active", "W")]
+    panels = [panel for panel in panels if panel[0]]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, (parts, name) in zip(axes, panels, strict=True):
+    for axis, (parts, name, unit_name) in zip(axes, panels, strict=True):
         total = sum(parts.values())
         units = [unit for unit in parts if parts[unit] > 0]
         dre = sum(parts[unit] for unit in units if unit in DRE_UNITS)
@@ -77,8 +77,8 @@ def area_and_power(area_mm2: Mapping[str, float], power_w: Mapping[str, float]) 
         axis.set_xlim(min(parts[unit] for unit in units) / 3, max(parts.values()) * 40)
         axis.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
         axis.invert_yaxis()
-        axis.set_xlabel(name)
-        axis.set_title(f"DRE (red): {100 * dre / total:.2f} % of {number(total)}")
+        axis.set_xlabel(f"{name} ({unit_name})")
+        axis.set_title(f"DRE (red): {100 * dre / total:.2f} % of {number(total)} {unit_name}")
     return figure
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from resv_sim.plots.style import GREY, PALETTE, RC, FigureFile, canvas, legend_below, save
+from resv_sim.plots.style import GREY, INKS, PALETTE, RC, FigureFile, canvas, legend_below, save
 from resv_sim.sweep import fronts
 from resv_sim.sweep.config import Constraint
 from resv_sim.sweep.space import Sweep
@@ -27,6 +27,7 @@ FRONTS = (
     ("energy_j", "accuracy"),
     ("latency_s", "area_mm2"),
 )
+OWN = tuple(ink for ink in INKS if ink not in PALETTE)
 _STAR = {"marker": "*", "s": 190, "color": "#D55E00", "edgecolor": "black", "zorder": 5, "label": "V-Rex as published"}
 
 
@@ -96,7 +97,8 @@ def over_axes(rows: Sequence[Row], axes: Sequence[str], column: str, full: bool)
             panel.scatter(*_xy(rows, axis, column), s=12, color=PALETTE[0], alpha=0.6)
             continue
         other = next((a for a in ranked if a != axis), None)
-        _lines(panel, rows, axis, other, column)
+        # The panel with a legend of its own has colours of its own: those below mean the values of another axis.
+        _lines(panel, rows, axis, other, column, PALETTE if other == ranked[0] else OWN)
         panel.set_title(f"explains {100 * shares[axis]:.0f} %", fontsize=9, color=GREY)
         if other == ranked[0]:
             handles = panel.get_lines()
@@ -120,9 +122,11 @@ def _panels(n: int, width_in: float, height_in: float, most: int = 3, **options:
     return figure, panels[:n]
 
 
-def _lines(panel: Any, rows: Sequence[Row], axis: str, other: str | None, column: str) -> None:
+def _lines(
+    panel: Any, rows: Sequence[Row], axis: str, other: str | None, column: str, palette: tuple[str, ...]
+) -> None:
     names = _values(rows, axis)
-    for colour, value in zip(PALETTE * 4, _values(rows, other) if other else [None], strict=False):
+    for colour, value in zip(palette * 4, _values(rows, other) if other else [None], strict=False):
         mine = [row for row in rows if other is None or row[other] == value]
         groups = [[r[column] for r in mine if r[axis] == name and r[column] is not None] for name in names]
         x = [i for i, group in enumerate(groups) if group]
