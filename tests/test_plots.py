@@ -257,4 +257,4 @@ def test_numbers_have_three_significant_digits(value: float, text: str) -> None:
 
 def test_labels_get_colours_of_their_own_and_lengths_short_names() -> None:
     assert colours(["b", "a", "b"]) == {"b": PALETTE[0], "a": PALETTE[1]}
-    assert [length_name(n) for n in (350, 1000, 40_000)] == ["350", "1K", "40K"]
+    assert [length_name(n) for n in (0, 350, 1000, 40_000)] == ["0", "350", "1K", "40K"]

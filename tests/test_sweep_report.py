@@ -19,7 +19,6 @@ from resv_sim.sweep import figures
 from resv_sim.sweep.config import Constraint
 from resv_sim.sweep.evaluate import Evaluated, evaluate
 from resv_sim.sweep.explain import explanation
-from resv_sim.sweep.figures import over_axes
 from resv_sim.sweep.report import published_point, rows_of, summary, write_report
 from resv_sim.sweep.space import Sweep, points
 from resv_sim.sweep.store import SweepStore
@@ -212,7 +211,7 @@ def _choose(browser: Chromium, element: str, value: str) -> None:
 
 def test_a_panel_with_its_own_legend_has_its_own_colours() -> None:
     rows = [{"a": a, "b": b, "speedup": 10 * a + b} for a in range(3) for b in range(3)]
-    own, others = over_axes(rows, ["a", "b"], "speedup", True).axes
+    own, others = figures.over_axes(rows, ["a", "b"], "speedup", True).axes
     assert own.get_legend() is not None
     colours = [{line.get_color() for line in panel.get_lines()} for panel in (own, others)]
     assert [len(found) for found in colours] == [3, 3]

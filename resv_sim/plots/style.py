@@ -145,8 +145,8 @@ def sample_note(shown: int, of: int) -> str:
 
 
 def length_name(tokens: int) -> str:
-    """1000 -> '1K', 350 -> '350'."""
-    return f"{tokens // 1000}K" if tokens % 1000 == 0 else str(tokens)
+    """1000 -> '1K', 350 -> '350', 0 -> '0'."""
+    return f"{tokens // 1000}K" if tokens and tokens % 1000 == 0 else str(tokens)
 
 
 def number(value: float) -> str:
