@@ -94,6 +94,7 @@ class _StepOnGpu:
         self._known = work.predict == "none" or not any(layer.selects for layer in work.layers)
 
     def timeline(self) -> Timeline:
+        """The whole step in order, then its spans, and what was counted on the way."""
         if self._known and self.config.fetch == "overlapped":
             self._fetch_after(-1)
         self._vision()

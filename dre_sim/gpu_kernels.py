@@ -149,6 +149,7 @@ class GpuConfig(BaseModel):
         return GGML_KERNEL_PS if self.stack == "ggml" else self.kernel_gap_ps
 
     def flops_per_s(self, share: float, precision: Precision | None = None) -> float:
+        """`share` of the tensor cores' peak at the mode's clock, in the activations' precision where none is given."""
         return self.peak_flops[precision or self.activation] * share * self.mode.gpu_scale
 
     @property

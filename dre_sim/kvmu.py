@@ -51,6 +51,7 @@ class KvmuState:
 
     @classmethod
     def empty(cls) -> KvmuState:
+        """Nothing was fetched yet."""
         return cls(np.empty(0, np.int64), np.empty(0, np.int64))
 
 

@@ -101,6 +101,7 @@ class _Run:
         self.out: list[Span] = []
 
     def spans(self) -> tuple[tuple[Span, ...], int]:
+        """Run all tasks; what they and their memory traffic took, and the end of the last in ps."""
         for i, n in enumerate(self.waiting_for):
             if n == 0:
                 self._make_ready(i)

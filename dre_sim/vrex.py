@@ -79,6 +79,7 @@ class _StepOnVRex:
         self._gemm_cost = lru_cache(maxsize=None)(partial(lxe_model.gemm, config.lxe))
 
     def timeline(self) -> Timeline:
+        """The whole step in order, then its spans, and what was counted on the way."""
         start = self._vision()
         if self.work.predict == "none":
             self._prefetch_known(0, ())

@@ -49,6 +49,10 @@ def _topk_row(keys: Any, k: int, block: int, maxima: Any, out: Any) -> None:
 
 @njit(cache=True, nogil=True)
 def topk(bits: Any, k: int, block: int, out: Any) -> None:
+    """Columns of the k largest of each row into `out` (rows, k), largest first, ties to the lowest column.
+
+    bits : (rows, n) int32, float32 values reinterpreted;  block : columns of which a maximum is kept
+    """
     n = bits.shape[1]
     keys, maxima = np.empty(n, np.int32), np.empty(-(-n // block), np.int32)
     for r in range(len(bits)):

@@ -106,6 +106,7 @@ def _find_exit(values: Any, counts: Any, bucket: Any, sums: Any, limit: float, r
 
 @njit(cache=True, nogil=True)
 def scan_buckets(scores: Any, counts: Any, rule: Rule, mask: Any, visited: Any, elements: Any) -> None:
+    """Selected columns (R, C) of score rows with token counts (C,); ranges and elements that each row (R,) visits."""
     n = scores.shape[1]
     values, bucket, sums = np.empty(n), np.empty(n, np.int32), np.empty(rule.buckets)
     for r in range(len(scores)):

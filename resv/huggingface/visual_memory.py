@@ -26,6 +26,7 @@ class VisualMemory:
         self._items: list[_ItemMemory] = []
 
     def add(self, frame: Tensor) -> None:
+        """Take in a frame's embeddings; the two most alike centroids become one where there are too many."""
         self._items = self._items or [_ItemMemory(self._policy) for _ in frame]
         for item, own in zip(self._items, torch.split(frame, 1), strict=True):
             item.add(own.clone())  # a view would keep the frames of all items
