@@ -186,9 +186,8 @@ def _events(job: StreamJob, session: Session, questions: list[tuple[float, str]]
             stopped = error
     try:
         for n, (_, question) in enumerate(questions[n_asked:]):
-            if not (
-                n and session.keeps_dialogue
-            ):  # else an answer stands behind the frames, and no frame fits before it
+            # An answer that is kept stands behind the frames: no frame fits before it.
+            if n == 0 or not session.keeps_dialogue:
                 session.refresh()
             answer = session.ask(question)
             yield from [answer] if isinstance(answer, Answer) else answer

@@ -54,9 +54,9 @@ def _rounded(experiment: Experiment, skipped: Collection[int]) -> list[str]:
         for length in getattr(experiment.workload, "kv_lengths_tokens", ())
         if length % per_frame and length not in skipped
     ]
-    return (
-        [f"cache lengths rounded down to whole frames of {per_frame} tokens: {', '.join(changed)}"] if changed else []
-    )
+    if not changed:
+        return []
+    return [f"cache lengths rounded down to whole frames of {per_frame} tokens: {', '.join(changed)}"]
 
 
 def _recorded(experiment: Experiment, advance: Callable[[], None]) -> Streams:
