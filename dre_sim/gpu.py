@@ -149,9 +149,10 @@ class _StepOnGpu:
         The synchronous variant loads j when j - 1 is done, and computes after it. In FlexGen's loop the host waits
         here for the layer before, whatever released its fetch.
         """
-        if self.config.fetch == "flexgen":
-            self._wait_for_all(layer)
-        elif self._known and self.config.fetch == "synchronous":
+        if self.config.fetch == "flexgen" and layer.fetch is not None:  # without offloading there is no such loop
+            self._stream += self.fetched.get(layer.layer, ())
+            self._host += self._stream
+        if self._known and self.config.fetch == "synchronous":
             self._fetch(layer)
         elif self._known:
             self._fetch_after(layer.layer)
@@ -161,16 +162,8 @@ class _StepOnGpu:
             self._fetch(target)
 
     def _between_halves(self, layer: LayerWork) -> None:
-        """FlexGen's loop: attention is over before the next layer's cache is asked for, predicted or not."""
-        if self.config.fetch == "flexgen":
-            self._wait_for_all(layer)
-            if self._known or self.work.predict == "next_layer":
-                self._fetch_after(layer.layer)
-
-    def _wait_for_all(self, layer: LayerWork) -> None:
-        """The host goes on when kernels and copies are done. Without offloading there is no such loop."""
-        if layer.fetch is not None:
-            self._stream += self.fetched.get(layer.layer, ())
+        """FlexGen's loop: attention is over before the feed-forward half is launched; the fetch may go on."""
+        if self.config.fetch == "flexgen" and layer.fetch is not None:
             self._host += self._stream
 
     def _predict_around(self, layer: LayerWork) -> None:
@@ -181,15 +174,14 @@ class _StepOnGpu:
         if self._known:
             return
         if mode == "same_layer" or index == 0:
-            self._predict(layer, now=True)
+            self._predict(layer)
         if mode == "next_layer" and index + 1 < len(self.work.layers):
-            self._predict(self.work.layers[index + 1], now=False)
+            self._predict(self.work.layers[index + 1])
 
-    def _predict(self, target: LayerWork, *, now: bool) -> None:
+    def _predict(self, target: LayerWork) -> None:
         if target.prediction is not None and target.selects:
             self._software(retrieval.select(self.config, target.prediction), target.layer)
-        if now or self.config.fetch != "flexgen":
-            self._fetch(target)
+        self._fetch(target)
 
     def _attention(self, layer: LayerWork) -> None:
         """Waits for what the layer fetches; a selection is gathered into one run before it is read."""
@@ -209,6 +201,8 @@ class _StepOnGpu:
         config = self.config
         timing, duration_ps = self._moved(target.fetch.extent_bytes, selected=target.selects)
         self.actions.update(config.offload.fetch_actions(timing))
+        if config.copy_threads:
+            self.actions["host_copy_ps"] += config.copy_threads * duration_ps
         arriving = timing.payload_bytes
         staged = config.staging_copies * arriving
         self.actions["dram_write_bytes"] += arriving + staged
@@ -242,7 +236,7 @@ class _StepOnGpu:
         calls_ps = n_calls * (config.gather_chunk_ps if config.copy_path == "gather" else config.copy_call_ps)
         if config.offload.kind == "host_dram":
             calls_ps += timing.link_busy_ps
-        return timing, max(timing.time_ps, calls_ps)
+        return timing, max(timing.time_ps, calls_ps, config.copied_ps(timing.payload_bytes))
 
     # -- units ----------------------------------------------------------------------------------------
 

@@ -20,10 +20,10 @@ Precision = Literal["fp16", "int8"]
 # fused: a compiled stack;  graph: the same, captured and replayed by the device;  ggml: llama.cpp of May 2024
 Stack = Literal["eager", "modules", "fused", "graph", "ggml"]
 # overlapped: layer j + 1 is fetched while j computes;  synchronous: nothing else happens during a fetch
-# flexgen: j + 1 is fetched while j's feed-forward half computes, and the host waits for kernels and fetch after each
-# half of a layer, as FlexGen's loop does (`generation_loop_overlap_single_batch`, --sep-layer, commit 004ffef)
-# Where a prediction decides what is fetched, the fetch starts behind it in all three; the first does not wait for
-# anything else.
+# flexgen: as overlapped, but the host waits for the kernels after each half of a layer and for the fetch after each
+# layer, as FlexGen's loop does (`generation_loop_overlap_single_batch`, --sep-layer, commit 004ffef). That code asks
+# for the cache half a layer later; V-Rex (section VI-B) has its baselines prefetch from the attention before.
+# Where a prediction decides what is fetched, the fetch starts behind it in all three.
 FetchMode = Literal["overlapped", "synchronous", "flexgen"]
 
 # memcpy: a call of the host per extent;  gather: a kernel reads host memory over the link
@@ -112,6 +112,10 @@ class GpuConfig(BaseModel):
     copy_path: CopyPath = "memcpy"
     copy_call_ps: int = Field(ge=0, description="host time per asynchronous copy or read call")
     gather_chunk_ps: int = Field(ge=0, description="time per chunk of a kernel that gathers over the link")
+    copy_bytes_per_s: float | None = Field(
+        default=None, gt=0.0, description="most that arrives from drive or host memory; what its link and tier allow"
+    )
+    copy_threads: int = Field(default=0, ge=0, description="of the host, busy while a fetch runs; priced, not timed")
     staging_copies: int = Field(default=0, ge=0, le=2, description="copies in device memory after a fetch")
     fetch: FetchMode = Field(default="overlapped", description="what a fetch may overlap with")
     offload: OffloadTier
@@ -163,6 +167,10 @@ class GpuConfig(BaseModel):
     def dram_ps(self, n_bytes: int) -> int:
         """Time of a transfer with the device memory to itself."""
         return _ps(n_bytes, self.dram_bytes_per_s * self.mode.memory_scale)
+
+    def copied_ps(self, n_bytes: int) -> int:
+        """Least time in which drive or host memory and their software deliver so many bytes."""
+        return _ps(n_bytes, self.copy_bytes_per_s) if self.copy_bytes_per_s else 0
 
     def spilled(self, n_bytes: int) -> int:
         """Bytes of an intermediate that reach device memory: none while producer and consumer fit in L2."""

@@ -42,7 +42,12 @@ SYSTEM_ACTIONS: dict[str, str] = {
     "ssd_busy_ps": "ps",
     "host_dram_bytes": "byte",
 }
-GPU_ACTIONS: dict[str, str] = {"gpu_flops": "flop", "gpu_busy_ps": "ps", "kernel_launches": "launch"}
+GPU_ACTIONS: dict[str, str] = {
+    "gpu_flops": "flop",
+    "gpu_busy_ps": "ps",
+    "kernel_launches": "launch",
+    "host_copy_ps": "ps",
+}
 
 
 class Row(BaseModel):

@@ -17,7 +17,7 @@ from dre_sim.workload import FetchWork, PredictMode, StepWork
 from resv.trace import ModelShape
 
 CONFIGS = Path(__file__).parent.parent / "configs"
-PLATFORMS = ("agx_orin", "agx_orin_paper", "a100")
+PLATFORMS = ("agx_orin", "agx_orin_paper", "a100", "agx_orin_eager")
 
 
 def read(family: str, name: str) -> dict[str, Any]:
@@ -29,6 +29,8 @@ def read(family: str, name: str) -> dict[str, Any]:
 def platform(name: str, **changes: Any) -> GpuConfig:
     """A bundled platform, the names in its offload tier followed, fields changed."""
     fields = read("platforms", name)
+    if base := fields.pop("base", None):
+        fields = {**read("platforms", base), **fields}
     tier = dict(fields.pop("offload"))
     for family in ("ssd", "link", "memory"):
         if isinstance(tier.get(family), str):
@@ -36,7 +38,7 @@ def platform(name: str, **changes: Any) -> GpuConfig:
     return GpuConfig(**{**fields, "offload": OffloadTier(**tier), **changes})
 
 
-ORIN, PAPER, A100 = (platform(name) for name in PLATFORMS)
+ORIN, PAPER, A100, EAGER = (platform(name) for name in PLATFORMS)
 
 
 def full_step(shape: ModelShape, kv_len: int, n_new: int = 10) -> StepWork:

@@ -21,7 +21,7 @@ from dre_sim.gpu import Gpu, GpuConfig, OutOfMemoryError, check_capacity, device
 from dre_sim.lowering import dense_step
 from dre_sim.statistics import OperatingPoint, statistics_step
 from dre_sim.workload import Cut, FetchWork, PredictMode, StepWork
-from tests.gpu_platforms import A100, ORIN, PAPER, PLATFORMS, full_step, milliseconds, resv_step
+from tests.gpu_platforms import A100, EAGER, ORIN, PAPER, PLATFORMS, full_step, milliseconds, resv_step
 from tests.shapes import LLAMA3_8B, TINY
 
 STEPS: dict[str, Callable[[], StepWork]] = {
@@ -77,7 +77,7 @@ def test_a_step_takes_at_least_its_bytes(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["full", "resv", "same_layer"])
-@pytest.mark.parametrize("config", [ORIN, PAPER, A100], ids=PLATFORMS)
+@pytest.mark.parametrize("config", [ORIN, PAPER, A100, EAGER], ids=PLATFORMS)
 def test_overlapped_fetch_is_never_slower(config: GpuConfig, step: str) -> None:
     work = STEPS[step]()
     ahead, synchronous = (config.model_copy(update={"fetch": mode}) for mode in ("overlapped", "synchronous"))
@@ -190,9 +190,9 @@ def test_flexgen_loads_one_layer_ahead_in_two_buffers() -> None:
 
 @pytest.mark.parametrize("step", ["full", "resv"])
 def test_flexgens_loop_waits_after_each_half_of_a_layer(step: str) -> None:
-    """The cache of layer j + 1 comes while j's feed-forward half runs; no half is launched before the last is over.
+    """The cache of layer j + 1 comes while j computes, or as soon as it is predicted; no half is launched early.
 
-    Also where only a prediction says what of it comes: the prediction is part of j's attention half.
+    The host waits for kernels after each half of a layer, for the fetch at the end of the layer alone.
     """
     work = full_step(LLAMA3_8B, 5_000) if step == "full" else resv_step(LLAMA3_8B, 5_000, 0.2)
     timeline = Gpu(ORIN.model_copy(update={"fetch": "flexgen"})).simulate(work)
@@ -201,11 +201,13 @@ def test_flexgens_loop_waits_after_each_half_of_a_layer(step: str) -> None:
     fetch = {s.layer: s for s in timeline.on("link")}
     attention = {s.layer: s for s in timeline.on("gpu") if s.what == "attention"}
     linear = {n: [s for s in timeline.on("gpu") if s.what == "linear" and s.layer == n] for n in range(32)}
+    launched = {n: [s for s in timeline.on("host") if s.what == "linear" and s.layer == n] for n in range(32)}
     vector = {s.layer: s for s in timeline.on("host") if s.what == "vector"}
     for layer in range(1, 32):
         _, output, gate_up, down = linear[layer - 1]
         assert output.start_ps >= attention[layer - 1].end_ps
-        assert fetch[layer].start_ps >= output.end_ps >= predicted.get(layer, 0)
+        assert launched[layer - 1][2].start_ps >= output.end_ps
+        assert predicted.get(layer, 0) <= fetch[layer].start_ps <= attention[layer - 1].start_ps
         assert gate_up.start_ps <= fetch[layer].end_ps
         assert vector[layer].start_ps >= max(fetch[layer].end_ps, down.end_ps)
 
@@ -225,6 +227,25 @@ def test_a_step_without_predictions_fetches_as_flexgen_does_whatever_its_policy(
     for mode in ("overlapped", "synchronous", "flexgen"):
         config = PAPER.model_copy(update={"fetch": mode})
         assert milliseconds(config, replace(known, predict="next_layer")) == milliseconds(config, known)
+
+
+@pytest.mark.parametrize("rate", [1.0e9, 2.0e9])
+def test_what_the_software_delivers_bounds_a_fetch_and_a_faster_one_changes_nothing(rate: float) -> None:
+    work = full_step(LLAMA3_8B, 20_000)
+    bounded = Gpu(EAGER.model_copy(update={"copy_bytes_per_s": rate})).simulate(work)
+    for span in bounded.on("link"):
+        assert span.duration_ps >= span.n_bytes / rate * 1e12 - 1
+    free, fast = (Gpu(EAGER.model_copy(update={"copy_bytes_per_s": r})).simulate(work) for r in (None, 1e12))
+    assert free.end_ps == fast.end_ps < bounded.end_ps
+    assert free.actions["link_lane_ps"] == bounded.actions["link_lane_ps"]  # priced by its bytes, not by waiting
+
+
+def test_copy_threads_are_busy_while_a_fetch_runs() -> None:
+    timeline = Gpu(EAGER).simulate(full_step(LLAMA3_8B, 5_000))
+    assert timeline.actions["host_copy_ps"] == EAGER.copy_threads * timeline.busy_ps("link") > 0
+    alone = Gpu(EAGER.model_copy(update={"copy_threads": 0})).simulate(full_step(LLAMA3_8B, 5_000))
+    assert alone.end_ps == timeline.end_ps
+    assert "host_copy_ps" not in alone.actions
 
 
 def test_synchronous_fetch_adds_up() -> None:
@@ -269,10 +290,10 @@ def test_a_host_collects_what_is_selected_and_copies_what_is_known_as_it_lies() 
 
 def test_prediction_takes_the_published_share() -> None:
     """Calibration row (Fig. 16, AGX+ReSV at 40K): 48 % of a step 2.8 times faster than FlexGen's."""
-    flexgen = Gpu(PAPER).simulate(full_step(LLAMA3_8B, 40_000)).end_ps
+    flexgen = Gpu(EAGER).simulate(full_step(LLAMA3_8B, 40_000)).end_ps
     # A seventh of what is offloaded is fetched, 5,120 tokens are not offloaded; here no two clusters lie together.
     point = OperatingPoint(ratio=0.14, resident_tokens=5_120)
-    resv = Gpu(PAPER).simulate(statistics_step(LLAMA3_8B, 10, 40_000, point))
+    resv = Gpu(EAGER).simulate(statistics_step(LLAMA3_8B, 10, 40_000, point))
     assert prediction_ps(resv) == pytest.approx(0.48 * flexgen / 2.8, rel=0.05)
     assert flexgen / resv.end_ps == pytest.approx(2.8, rel=0.12)
 

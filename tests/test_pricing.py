@@ -84,10 +84,14 @@ def test_a_cap_leaves_what_it_does_not_cover() -> None:
     assert bill.by_component()["link"] == pytest.approx(12.0)
 
 
-def test_a_nameplate_draws_forty_watts_whatever_it_does() -> None:
-    assert _bill("agx_orin_nameplate", {}).average_power_w == 40.0
-    work = {"gpu_flops": 10**15, "dram_read_bytes": 10**12, "ssd_busy_ps": SECOND_PS}
-    assert _bill("agx_orin_nameplate", work).average_power_w == 40.0
+@pytest.mark.parametrize(("name", "module_w"), [("agx_orin_nameplate", 40.3), ("a100_paper", 300.0)])
+def test_a_nameplate_is_the_module_whatever_it_does_and_link_and_tier_come_on_top(name: str, module_w: float) -> None:
+    assert _bill(name, {}).average_power_w == pytest.approx(module_w)
+    inside = {"gpu_flops": 10**15, "dram_read_bytes": 10**12, "host_copy_ps": SECOND_PS}
+    assert _bill(name, inside).average_power_w == pytest.approx(module_w)
+    assert _bill(name, {"link_lane_ps": 4 * SECOND_PS}).average_power_w == pytest.approx(module_w + 12.0)
+    tier = {"ssd_busy_ps": SECOND_PS} if name == "agx_orin_nameplate" else {"host_dram_bytes": 10**10}
+    assert _bill(name, tier).average_power_w > module_w + 0.5
 
 
 def test_doing_nothing_costs_leakage_and_standby() -> None:

@@ -247,6 +247,19 @@ def test_quest_reads_an_eighth_of_64k_tokens_with_a_budget_of_4k():
     assert POLICIES["quest"](budget_tokens=4096).read_fraction(65_536) == pytest.approx(1 / 8)
 
 
+@pytest.mark.parametrize(("kind", "per_token"), [("infinigen", 5 * 2 * 2), ("quest", 2 * 2 * 16 * 2 / 8)])
+def test_what_decoding_will_need_of_new_keys_is_kept_in_frames_too(kind, per_token):
+    """Partial keys or page bounds: 16 columns (5 of them), 2 KV heads, 2 bytes, pages of 8 tokens (one is begun)."""
+    options = {"quest": {"page_tokens": 8}}.get(kind, {})
+    for dense_layers in (0, 2):  # the trace is of layer 1
+        frame = run(kind, **options, dense_layers=dense_layers)[FRAME]
+        n_new = TinyTrace.probes[FRAME].n_tokens
+        asked = n_new if kind == "infinigen" else -(-n_new // 8) * 8
+        assert frame.attended.all()
+        assert frame.counts.score_macs == 0
+        assert frame.counts.table_write_bytes == (0 if dense_layers else asked * per_token)
+
+
 # --- StreamingLLM and Flash-VStream -------------------------------------------------------------------------
 
 

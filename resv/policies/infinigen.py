@@ -50,8 +50,10 @@ class InfiniGenState(ScoringState):
 
     def select(self, queries: Array, step_keys: Array, stage: StepKind = "frame") -> LayerSelection:
         competing = self.competing()
-        if stage not in self._policy.runs_in or self.layer < self._policy.dense_layers or not competing.any():
+        if self.layer < self._policy.dense_layers:
             return self.everything()
+        if stage not in self._policy.runs_in or not competing.any():
+            return self.everything(Counts(table_write_bytes=self._partial_bytes(queries.shape[1])))
         heads = [self._speculate(head, queries, int(competing.sum())) for head in range(self.shape.n_kv_heads)]
         per_row = self._tokens_per_row(heads, queries.shape[1], int(competing.sum()))
         attended = self.all_heads(~competing)
@@ -108,8 +110,12 @@ class InfiniGenState(ScoringState):
             scanned_elements=2 * n_scores,
             score_read_bytes=n_candidates * kv_columns * element_bytes,
             query_columns=self.shape.n_query_heads * self._n_columns,
-            table_write_bytes=n_new * kv_columns * element_bytes,
+            table_write_bytes=self._partial_bytes(n_new),
         )
+
+    def _partial_bytes(self, n_new: int) -> int:
+        """Partial keys of new tokens, which later steps speculate with."""
+        return n_new * self.shape.n_kv_heads * self._n_columns * self.shape.kv_bits // 8
 
 
 class InfiniGen(Policy):

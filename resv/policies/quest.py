@@ -7,6 +7,7 @@ the sum over elements of the larger of the two products with these. Keys are as 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -27,6 +28,7 @@ class QuestState(WindowState):
         super().__init__(policy, shape, layer)
         self._policy = policy
         self._bounds = BlockBounds(shape, policy.page_tokens)
+        self._bounds_bytes = 2 * shape.n_kv_heads * shape.head_dim * shape.kv_bits // 8  # of one page
 
     def _append(self, keys: Array, step_lengths: Sequence[int] | NDArray[np.int64], kinds: Sequence[StepKind]) -> int:
         self._bounds.append(keys, self.n_cached)
@@ -34,8 +36,10 @@ class QuestState(WindowState):
 
     def select(self, queries: Array, step_keys: Array, stage: StepKind = "frame") -> LayerSelection:
         policy, competing = self._policy, self.competing()
-        if stage not in policy.runs_in or self.layer < policy.dense_layers or not competing.any():
+        if self.layer < policy.dense_layers:
             return self.everything()
+        if stage not in policy.runs_in or not competing.any():
+            return self.everything(self._upkeep(queries.shape[1]))
         size = policy.page_tokens
         n_pages = -(-int(competing.sum()) // size)  # the last may reach into the exempt window
         k = max(policy.min_pages, policy.budget_tokens // size)
@@ -55,14 +59,19 @@ class QuestState(WindowState):
 
     def _counts(self, n_new: int, n_pages: int) -> Counts:
         n_scores = self.shape.n_query_heads * n_new * n_pages
-        bounds_bytes = 2 * self.shape.n_kv_heads * self.shape.head_dim * self.shape.kv_bits // 8
-        return Counts(
+        return replace(
+            self._upkeep(n_new),
             score_macs=2 * n_scores * self.shape.head_dim,
             score_elements=n_scores,
             scanned_elements=n_scores,
-            score_read_bytes=n_pages * bounds_bytes,
-            table_read_bytes=bounds_bytes,
-            table_write_bytes=-(-n_new // self._policy.page_tokens) * bounds_bytes,
+            score_read_bytes=n_pages * self._bounds_bytes,
+        )
+
+    def _upkeep(self, n_new: int) -> Counts:
+        """Bounds that new tokens change: the page they go on with is read, every page they reach is written."""
+        return Counts(
+            table_read_bytes=self._bounds_bytes,
+            table_write_bytes=-(-n_new // self._policy.page_tokens) * self._bounds_bytes,
         )
 
 

@@ -46,9 +46,9 @@ class WindowState(PolicyState):
         """(S,) bool, the oldest tokens: all of them, or those off the device where recent ones are exempt."""
         return ~self.resident() if self._exempt else np.ones(self.n_cached, dtype=np.bool_)
 
-    def everything(self) -> LayerSelection:
-        """Full attention: what a policy does in stages and layers it does not act in."""
-        return self.selection(np.ones(self.n_cached, dtype=np.bool_))
+    def everything(self, counts: Counts | None = None) -> LayerSelection:
+        """Full attention: what a policy does in stages and layers it does not act in. `counts`: its upkeep there."""
+        return self.selection(np.ones(self.n_cached, dtype=np.bool_), counts)
 
     def selection(
         self,

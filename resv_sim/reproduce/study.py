@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dre_sim.breakdown import exposed_ps
 from dre_sim.lowering import dense_step
 from dre_sim.platforms import OutOfMemoryError
 from dre_sim.workload import DreJob, FetchWork, LayerWork, PredictionWork, StepWork
@@ -138,6 +139,11 @@ def other_streams(experiment: Experiment) -> list[Experiment]:
 def vision_s(point: Point) -> float:
     """When the vision encoder of a frame step is done, seconds from its start."""
     return 1e-12 * max(s.end_ps for s in point.timeline.spans if s.what == "vision")
+
+
+def exposed_share(point: Point, what: str) -> float:
+    """Share of the step that `what` takes and nothing else hides."""
+    return exposed_ps(point.timeline).get(what, 0) / point.timeline.end_ps
 
 
 def mean_point(points: Sequence[Point]) -> Point:
