@@ -147,7 +147,7 @@ class _StepOnGpu:
         """Fetches that no prediction releases: layer j + 1 while j computes, in two buffers.
 
         The synchronous variant loads j when j - 1 is done, and computes after it. In FlexGen's loop the host waits
-        here for the layer before, whatever released its fetch.
+        here for the kernels of j - 1 and the fetch of j, whatever released it.
         """
         if self.config.fetch == "flexgen" and layer.fetch is not None:  # without offloading there is no such loop
             self._stream += self.fetched.get(layer.layer, ())

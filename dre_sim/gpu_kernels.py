@@ -22,7 +22,8 @@ Stack = Literal["eager", "modules", "fused", "graph", "ggml"]
 # overlapped: layer j + 1 is fetched while j computes;  synchronous: nothing else happens during a fetch
 # flexgen: as overlapped, but the host waits for the kernels after each half of a layer and for the fetch after each
 # layer, as FlexGen's loop does (`generation_loop_overlap_single_batch`, --sep-layer, commit 004ffef). That code asks
-# for the cache half a layer later; V-Rex (section VI-B) has its baselines prefetch from the attention before.
+# for the cache half a layer later; V-Rex (section VI-B) has its baselines prefetch from the attention before. The first
+# layer's cache comes after the vision encoder, which is no part of the loop.
 # Where a prediction decides what is fetched, the fetch starts behind it in all three.
 FetchMode = Literal["overlapped", "synchronous", "flexgen"]
 

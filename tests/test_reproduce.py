@@ -15,6 +15,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from dre_sim.kvmu import KvmuConfig
+from dre_sim.timeline import Span, Timeline
 from dre_sim.workload import FetchWork
 from resv_sim.cli import main
 from resv_sim.config import load_experiment
@@ -34,6 +35,7 @@ from resv_sim.reproduce.study import (
     Outcome,
     Study,
     batched_work,
+    exposed_share,
     mean_row,
     other_streams,
     paper_experiment,
@@ -421,7 +423,9 @@ def test_the_roofline_is_the_decoders() -> None:
         assert part.operations == machine.operations(without)
         assert part.dram_bytes == without.row.dram_bytes
         assert part.seconds == pytest.approx(without.row.latency_s, rel=0.02)
-        assert 0 < machine.attainable_share(machine._table_i(outcome, label), part) <= 1
+        roof = min(15.2 * 204.8e9, 53.25e12)  # Fig. 18's intensity, Table I's rates: the memory's, for both machines
+        share = machine.attainable_share(machine._table_i(outcome, label), part)
+        assert share == pytest.approx(part.operations / part.seconds / roof, rel=1e-3)
 
 
 def test_a_session_is_frames_a_question_and_an_answer() -> None:
@@ -446,6 +450,16 @@ def test_prefill_is_frames_and_a_question_without_the_encoder(monkeypatch: pytes
     fetched = 26 * frame.row.exposed_fetch_s + question.row.exposed_fetch_s
     assert shares["retrieval_share_80k"] == pytest.approx(fetched / prefill)
     assert sum(shares[f"{part}_share"] for part in ("prediction", "fetch", "llm")) == pytest.approx(1.0)
+
+
+def test_an_exposed_share_is_of_all_streams_time() -> None:
+    def stream(fetch_ps: int, end_ps: int) -> Any:
+        spans = (Span("gpu", 0, end_ps - fetch_ps, "linear", 0), Span("link", 0, end_ps, "fetch", 0))
+        return SimpleNamespace(timeline=Timeline("t", spans, {}, end_ps))
+
+    assert exposed_share([stream(25, 100)], "fetch") == 0.25
+    assert exposed_share([stream(25, 100), stream(0, 400)], "fetch") == 0.05
+    assert exposed_share([stream(25, 100)], "prediction") == 0.0
 
 
 def test_without_clustering_every_key_is_fetched_and_values_are_chosen() -> None:

@@ -54,7 +54,9 @@ def fig16(study: Study) -> Findings:
     """Latency and energy gain of each step over AGX Orin + FlexGen, and what KV prediction takes of it."""
     outcome = study.outcome("fig16")
     rows = {name: outcome.row(label, "frame", LENGTH) for name, label in STEPS.items()}
-    share = {name: exposed_share(outcome.points[label, "frame", LENGTH], "prediction") for name, label in STEPS.items()}
+    share = {
+        name: exposed_share(outcome.streams[label, "frame", LENGTH], "prediction") for name, label in STEPS.items()
+    }
     software = outcome.row("vrex8_software+resv", "frame", LENGTH)
     speedups = {name: row.speedup or 0.0 for name, row in rows.items()}
     gains = {name: row.energy_gain or 0.0 for name, row in rows.items()}
@@ -115,7 +117,8 @@ def fig19(study: Study) -> Findings:
         notes=(
             "The paper does not say on which machine, nor what vanilla is: here V-Rex8, full attention with the whole "
             "cache offloaded. Without clustering every offloaded key is fetched and the values of "
-            f"{100 * ratio:.1f} % of the tokens, which lie in order of arrival.",
+            f"{100 * ratio:.1f} % of the tokens, which lie in order of arrival; both are one transfer here, released "
+            "by the prediction, though keys could come before it.",
         ),
         panels=(
             Panel(

@@ -79,9 +79,10 @@ def _in_words(outcome: Outcome, ours: str, bases: Sequence[str]) -> str:
         return ", ".join(f"{g[i]:.{digits}f}x over {name}" for g, name in zip(gains, names, strict=True))
 
     return (
-        f"{machine}, frame stage at {length_name(longest)}: {listed(far, 0, 1)}; all wait for the same link. Energy "
-        f"gain: {listed(far, 1, 1)}. {names[1]} draws the table's power all the time, link and tier beside it; that of "
-        f"{names[2]} falls while it waits: {lost:.0f} % of the gain over the table is the baseline's power. At "
+        f"{machine}, frame stage at {length_name(longest)}: {listed(far, 0, 1)}; all wait for the link, the first for "
+        f"what its software makes of it. Energy gain: {listed(far, 1, 1)}. {names[1]} draws the table's power all the "
+        f"time, link and tier beside it; that of {names[2]} falls while it waits: {lost:.0f} % of the gain over the "
+        "table is the baseline's power. At "
         f"{length_name(shortest)}: "
         f"{listed(near, 0, 2)}: the first two run eager PyTorch in FlexGen's loop, the last a compiled stack that "
         "fetches ahead."

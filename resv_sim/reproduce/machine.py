@@ -92,8 +92,9 @@ def fig18(study: Study) -> Findings:
             "The decoder of a step, from the end of the vision encoder on; a multiply-accumulate is two operations, "
             "bytes are those of the device memory, rates those of Table I. The paper draws all systems at one "
             f"intensity ({PAPER_INTENSITY} op/B) and calls the quotient of two shares a gain in throughput "
-            "(71.5 / 6.6 = 10.8): shares are throughputs under one roof. It does not say how it counts operations or "
-            f"bytes. Each system's own: {_intensities(decoders)}. With the encoder V-Rex8 has {whole / 1e12:.1f} TFLOP "
+            "(71.5 / 6.6 = 10.8): shares are throughputs under one roof, which a system of more operations a byte may "
+            "pass. It does not say how it counts operations or bytes. "
+            f"Each system's own: {_intensities(decoders)}. With the encoder V-Rex8 has {whole / 1e12:.1f} TFLOP "
             f"in a step instead of {decoders[OURS].operations / 1e12:.1f}; 40 rows make 40 op/B of the weights, half "
             "of that with one operation a multiply-accumulate, and one token a stream makes 4 op/B: none is 15.2.",
         ),

@@ -141,9 +141,10 @@ def vision_s(point: Point) -> float:
     return 1e-12 * max(s.end_ps for s in point.timeline.spans if s.what == "vision")
 
 
-def exposed_share(point: Point, what: str) -> float:
-    """Share of the step that `what` takes and nothing else hides."""
-    return exposed_ps(point.timeline).get(what, 0) / point.timeline.end_ps
+def exposed_share(streams: Sequence[Point], what: str) -> float:
+    """Share of a step that `what` takes and nothing else hides, its time over the steps' time of all streams."""
+    exposed = sum(exposed_ps(point.timeline).get(what, 0) for point in streams)
+    return exposed / sum(point.timeline.end_ps for point in streams)
 
 
 def mean_point(points: Sequence[Point]) -> Point:
