@@ -312,7 +312,7 @@ def test_every_experiment_of_the_paper_loads(name: str) -> None:
 @pytest.mark.parametrize("label", [AGX, OURS])
 def test_a_batch_of_one_is_the_traced_step(label: str) -> None:
     point = tiny().points[label, "frame", 600]
-    again = tiny().simulate(label, batched_work(tiny().experiment.model, point.work, 1))
+    again = tiny().simulate(label, batched_work(tiny().experiment.model, [point.work], 1))
     assert again.timeline == point.timeline
     assert (again.row.trace_kind, point.row.trace_kind) == ("statistics", "trace")
 
@@ -320,7 +320,7 @@ def test_a_batch_of_one_is_the_traced_step(label: str) -> None:
 @pytest.mark.parametrize("label", [AGX, OURS])
 def test_a_batch_repeats_what_is_a_streams_own_and_shares_the_weights(label: str) -> None:
     one = tiny().points[label, "frame", 600].work
-    four = batched_work(tiny().experiment.model, one, 4)
+    four = batched_work(tiny().experiment.model, [one], 4)
     for a, b in zip(one.layers, four.layers, strict=True):
         assert a.fetch is not None
         assert b.fetch is not None
@@ -334,10 +334,28 @@ def test_a_batch_repeats_what_is_a_streams_own_and_shares_the_weights(label: str
     assert four.batch == 4
 
 
+def test_a_batch_of_unlike_streams_takes_them_in_turn() -> None:
+    model = tiny().experiment.model
+    near, far = (tiny().points[OURS, "frame", length].work for length in (200, 600))
+    three = batched_work(model, [near, far], 3)
+    for a, b, both in zip(near.layers, far.layers, three.layers, strict=True):
+        assert a.fetch is not None
+        assert b.fetch is not None
+        assert both.fetch is not None
+        assert both.fetch.link_bytes == 2 * a.fetch.link_bytes + b.fetch.link_bytes
+        tokens = [work.attention.cached_tokens.sum() for work in (a, b, both)]
+        assert tokens[2] == 2 * tokens[0] + tokens[1]
+        if a.prediction is not None and b.prediction is not None and both.prediction is not None:
+            assert both.prediction.score_macs == 2 * a.prediction.score_macs + b.prediction.score_macs
+            assert a.prediction.clusters < both.prediction.clusters < b.prediction.clusters
+
+
 def test_streams_share_the_capacity_of_the_device() -> None:
     experiment, _ = load_experiment(str(paper_experiment("fig13_edge")))
     whole = experiment.policies["resv"].recent_bytes
-    fourth = with_share(experiment, OURS, 4)
+    fourth = with_share(experiment, OURS, "frame", 4)
+    assert fourth.workload.kind == "probes"
+    assert fourth.workload.stages == ("frame",)
     assert fourth.policies["resv"].recent_bytes == (whole or 0) // 4
     assert [run.label for run in fourth.runs] == [fourth.baseline.label] == [OURS]
     assert experiment.policies["resv"].recent_bytes == whole
@@ -346,7 +364,7 @@ def test_streams_share_the_capacity_of_the_device() -> None:
 def test_a_batch_keeps_what_a_policy_adds_to_the_vectors_and_its_way_to_choose() -> None:
     for label in ("agx_orin_eager+oaken", "agx_orin_eager+rekv_vrex"):
         one = tiny().points[label, "frame", 600].work
-        four = batched_work(tiny().experiment.model, one, 4)
+        four = batched_work(tiny().experiment.model, [one], 4)
         for a, b in zip(one.layers, four.layers, strict=True):
             assert b.vector_elements == 4 * a.vector_elements
             assert (b.prediction and b.prediction.cut) == (a.prediction and a.prediction.cut)

@@ -54,8 +54,8 @@ def fig13(study: Study) -> Findings:
             f"Rows of ReSV at batch 1 are means over {STREAMS} streams: {_ranges(edge, OURS, 'V-Rex8')}; "
             f"{_ranges(server, SERVER, 'V-Rex48')}. A frame is three passes of the encoder, which are the paper's "
             "32 ms between a frame and an output token of V-Rex8 (calibration).",
-            f"Batches {EDGE_BATCH} and {SERVER_BATCH}: every stream fetches what one traced stream does that has its "
-            "part of the device's capacity (trace_kind: statistics).",
+            f"Batches {EDGE_BATCH} and {SERVER_BATCH}: {STREAMS} traced streams in turn, each with its part of the "
+            "device's capacity (trace_kind: statistics).",
             "InfiniGen, InfiniGenP and ReKV offload the whole cache, as the paper's abstract says of prior retrieval. "
             "InfiniGen retrieves in decode steps alone, so that its frame steps are FlexGen's and the partial keys of "
             "the frame. ReKV retrieves the shares of Table II.",
@@ -140,9 +140,9 @@ def fig15(study: Study) -> Findings:
         ),
         notes=(
             f"Frames per second = {THROUGHPUT_BATCH} / latency of a step of {THROUGHPUT_BATCH} frames, one of each "
-            "stream, all like one traced stream with its part of the device's capacity. Long lengths: the longest. "
-            "Oaken's quantised cache is restored by the GPU's kernels: the paper's Oaken is an accelerator with units "
-            "for it, and it is not said how they were put on an AGX Orin.",
+            f"stream: {STREAMS} traced streams in turn, each with its part of the device's capacity. Long lengths: the "
+            "longest. Oaken's quantised cache is restored by the GPU's kernels: the paper's Oaken is an accelerator "
+            "with units for it, and it is not said how they were put on an AGX Orin.",
         ),
         panels=(
             Panel(

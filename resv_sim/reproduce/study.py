@@ -2,15 +2,16 @@
 
 The paper's figures are means over a data set, and what an output token retrieves differs from stream to stream: rows of
 ReSV are means over `STREAMS` streams, seeds apart. Budgets and full caches do not differ and are run once. Timelines
-are the first stream's. Batch 1 is traced. A larger batch is made from a traced step at the same cache length, as if all
-its streams were like the first; its rows are marked `statistics`, since one stream stands for all. The streams share
-the device's capacity for K and V: the traced one has its part of `recent_bytes`.
+are the first stream's. Batch 1 is traced. A larger batch is made from the traced streams' steps at the same cache
+length, which its streams repeat in turn; its rows are marked `statistics`. The streams share the device's capacity for
+K and V: a traced one has its part of `recent_bytes`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
+from itertools import cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ import numpy as np
 from dre_sim.breakdown import exposed_ps
 from dre_sim.lowering import dense_step
 from dre_sim.platforms import OutOfMemoryError
-from dre_sim.workload import DreJob, FetchWork, LayerWork, PredictionWork, StepWork
+from dre_sim.workload import DreJob, FetchWork, Gemm, LayerWork, PredictionWork, StepWork
 from resv.trace import ModelShape, StepKind
 from resv_sim import library
 from resv_sim.config import Experiment, load_experiment
@@ -30,7 +31,9 @@ from resv_sim.rows import Point
 
 Key = tuple[str, StepKind, int]
 STREAMS, AVERAGED_POLICY = 4, "resv"
-_NOT_REPEATED = ("hash_gemm", "query_gemm", "clusters", "score_depth", "dre", "cut")
+_ADDED = frozenset(f.name for f in fields(PredictionWork)) - frozenset(
+    ("hash_gemm", "query_gemm", "clusters", "score_depth", "dre", "cut")
+)
 
 
 def paper_experiment(name: str) -> Path:
@@ -84,25 +87,25 @@ class Study:
         self.progress, self.jobs, self.use_cache = progress, jobs, use_cache
         self._of_runs = progress.of_parts()
         self.memo = Memo(cache_directory() if use_cache else None)
-        self._outcomes: dict[tuple[str, str, int], Outcome] = {}
+        self._outcomes: dict[tuple[str, str, StepKind, int], Outcome] = {}
         self._batched: dict[tuple[str, str, StepKind, int], list[Point]] = {}
 
     def outcome(self, name: str) -> Outcome:
         """The experiment `configs/paper/<name>.yaml`, run."""
-        return self._run(name, "", 1)
+        return self._run(name, "", "frame", 1)
 
-    def _run(self, name: str, label: str, share: int) -> Outcome:
-        """One run of an experiment, or all for no label, with a `share`-th of the device's capacity."""
-        if (name, label, share) not in self._outcomes:
+    def _run(self, name: str, label: str, stage: StepKind, share: int) -> Outcome:
+        """All of an experiment for no label, or one stage of one run with a `share`-th of the device's capacity."""
+        if (name, label, stage, share) not in self._outcomes:
             experiment, _ = load_experiment(str(paper_experiment(name)))
-            experiment = with_share(experiment, label, share) if label else experiment
+            experiment = with_share(experiment, label, stage, share) if label else experiment
             result, points = self._ran(experiment)
-            others = [_keyed(self._ran(e)[1]) for e in other_streams(experiment)] if share == 1 else []
+            others = [_keyed(self._ran(e)[1]) for e in other_streams(experiment)]
             streams = {key: [p, *(o[key] for o in others if key in o)] for key, p in _keyed(points).items()}
             means = with_gains([mean_point(s) for s in streams.values()], experiment.baseline.label)
             result = replace(result, rows=tuple(p.row for p in means))
-            self._outcomes[name, label, share] = Outcome(experiment, result, _keyed(means), streams)
-        return self._outcomes[name, label, share]
+            self._outcomes[name, label, stage, share] = Outcome(experiment, result, _keyed(means), streams)
+        return self._outcomes[name, label, stage, share]
 
     def _ran(self, experiment: Experiment) -> tuple[ExperimentResult, tuple[Point, ...]]:
         done = run_with_points(experiment, self._of_runs, self.jobs, use_cache=self.use_cache)
@@ -116,7 +119,7 @@ class Study:
         if key not in self._batched:
             whole = self.outcome(name)
             capacity = whole.experiment.policies[label.partition("+")[2]].recent_bytes
-            outcome = self._run(name, label, batch) if capacity else whole
+            outcome = self._run(name, label, stage, batch) if capacity else whole
             self._batched[key] = list(_batched(outcome, label, stage, batch))
         return self._batched[key]
 
@@ -171,19 +174,20 @@ def _keyed(points: Sequence[Point]) -> dict[Key, Point]:
     return {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points}
 
 
-def with_share(experiment: Experiment, label: str, share: int) -> Experiment:
-    """The experiment with one run alone, its policy given a `share`-th of its room on the device."""
+def with_share(experiment: Experiment, label: str, stage: StepKind, share: int) -> Experiment:
+    """One stage of one run of the experiment, its policy given a `share`-th of its room on the device."""
     run = next(run for run in experiment.runs if run.label == label)
     policy = experiment.policies[run.policy]
     smaller = policy.model_copy(update={"recent_bytes": (policy.recent_bytes or 0) // share})
     policies = {**experiment.policies, run.policy: smaller}
-    return experiment.model_copy(update={"policies": policies, "runs": (run,), "baseline": run})
+    workload = experiment.workload.model_copy(update={"stages": (stage,)})
+    return experiment.model_copy(update={"policies": policies, "runs": (run,), "baseline": run, "workload": workload})
 
 
 def _batched(outcome: Outcome, label: str, stage: StepKind, batch: int) -> list[Point]:
     shape, points = outcome.experiment.model, []
     for length in outcome.lengths:
-        work = batched_work(shape, outcome.points[label, stage, length].work, batch)
+        work = batched_work(shape, [point.work for point in outcome.streams[label, stage, length]], batch)
         try:
             points.append(outcome.simulate(label, work))
         except OutOfMemoryError:
@@ -191,41 +195,63 @@ def _batched(outcome: Outcome, label: str, stage: StepKind, batch: int) -> list[
     return points
 
 
-def batched_work(shape: ModelShape, one: StepWork, batch: int) -> StepWork:
-    """`batch` streams that all do what the one of `one` does: products see more rows, everything else is repeated."""
-    work = dense_step(shape, one.n_new, one.kv_len_tokens, batch, one.kind)
-    layers = tuple(_repeated(*pair, batch) for pair in zip(work.layers, one.layers, strict=True))
-    return replace(work, layers=layers, predict=one.predict, policy=one.policy)
+def batched_work(shape: ModelShape, traced: Sequence[StepWork], batch: int) -> StepWork:
+    """`batch` streams that do in turn what the traced ones do: products see more rows, everything else adds up."""
+    first = traced[0]
+    members = list(islice(cycle(traced), batch))
+    work = dense_step(shape, first.n_new, first.kv_len_tokens, batch, first.kind)
+    layers = tuple(map(_together, work.layers, zip(*(member.layers for member in members), strict=True)))
+    return replace(work, layers=layers, predict=first.predict, policy=first.policy)
 
 
-def _repeated(dense: LayerWork, one: LayerWork, batch: int) -> LayerWork:
-    attention = replace(
-        one.attention,
-        cached_tokens=np.tile(one.attention.cached_tokens, (batch, 1)),
-        kv_read_bytes=batch * one.attention.kv_read_bytes,
-    )
-    fetch = one.fetch and FetchWork(
-        np.tile(one.fetch.extent_bytes, batch), batch * one.fetch.useful_bytes, batch * one.fetch.n_tokens
-    )
+def _together(dense: LayerWork, streams: Sequence[LayerWork]) -> LayerWork:
+    attention = [one.attention for one in streams]
+    fetches = [one.fetch for one in streams if one.fetch]
+    predictions = [one.prediction for one in streams if one.prediction]
     return replace(
         dense,
-        attention=attention,
-        vector_elements=batch * one.vector_elements,
-        softmax_elements=batch * one.softmax_elements,
-        fetch=fetch,
-        offload_write_bytes=batch * one.offload_write_bytes,
-        reorder_bytes=batch * one.reorder_bytes,
-        prediction=one.prediction and _repeated_prediction(one.prediction, batch),
+        attention=replace(
+            attention[0],
+            cached_tokens=np.concatenate([a.cached_tokens for a in attention]),
+            kv_read_bytes=sum(a.kv_read_bytes for a in attention),
+            chunk_bytes=_mean([a.chunk_bytes for a in attention]),
+        ),
+        vector_elements=sum(one.vector_elements for one in streams),
+        softmax_elements=sum(one.softmax_elements for one in streams),
+        fetch=_one_fetch(fetches) if fetches else None,
+        offload_write_bytes=sum(one.offload_write_bytes for one in streams),
+        reorder_bytes=sum(one.reorder_bytes for one in streams),
+        prediction=_one_prediction(predictions) if predictions else None,
     )
 
 
-def _repeated_prediction(one: PredictionWork, batch: int) -> PredictionWork:
-    """The same number of clusters in `batch` times as many tables; the DRE takes one stream after the other."""
-    counts = {f.name: batch * getattr(one, f.name) for f in fields(PredictionWork) if f.name not in _NOT_REPEATED}
+def _one_fetch(streams: Sequence[FetchWork]) -> FetchWork:
+    return FetchWork(
+        np.concatenate([one.extent_bytes for one in streams]),
+        sum(one.useful_bytes for one in streams),
+        sum(one.n_tokens for one in streams),
+    )
+
+
+def _one_prediction(streams: Sequence[PredictionWork]) -> PredictionWork:
+    """All streams' tables, rows and heads, clusters as on average; the DRE takes one stream after another."""
+    jobs = [one.dre for one in streams if one.dre]
+    added = {f.name: sum(getattr(one, f.name) for one in streams) for f in fields(PredictionWork) if f.name in _ADDED}
     return replace(
-        one,
-        **counts,
-        hash_gemm=one.hash_gemm and replace(one.hash_gemm, m=batch * one.hash_gemm.m),
-        query_gemm=one.query_gemm and replace(one.query_gemm, m=batch * one.query_gemm.m),
-        dre=one.dre and DreJob(**{f.name: batch * getattr(one.dre, f.name) for f in fields(DreJob)}),
+        streams[0],
+        **added,
+        clusters=_mean([one.clusters for one in streams]),
+        hash_gemm=_more_rows([one.hash_gemm for one in streams]),
+        query_gemm=_more_rows([one.query_gemm for one in streams]),
+        dre=DreJob(**{f.name: sum(getattr(job, f.name) for job in jobs) for f in fields(DreJob)}) if jobs else None,
     )
+
+
+def _more_rows(streams: Sequence[Gemm | None]) -> Gemm | None:
+    """One product of all streams' rows, whose weights stream once."""
+    products = [one for one in streams if one]
+    return replace(products[0], m=sum(one.m for one in products)) if products else None
+
+
+def _mean(counts: Sequence[int]) -> int:
+    return round(sum(counts) / len(counts))
