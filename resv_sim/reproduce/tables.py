@@ -28,6 +28,10 @@ FIG4_SHARES = {
     "fetch": "KV fetch, share of latency at 40K, A100 + InfiniGen",
     "llm": "LLM, share of latency at 40K, A100 + InfiniGen",
 }
+SESSION_SHARES = {
+    "prefill of latency": ("prefill_share", "share of prefill in a session at 80K, A100 + InfiniGen"),
+    "retrieval of prefill": ("retrieval_share_80k", "share of retrieval in the prefill at 80K, A100 + InfiniGen"),
+}
 PREFILL: tuple[StepKind, StepKind] = ("frame", "question")
 MINUTES = tuple(range(0, 61, 5))
 
@@ -129,6 +133,12 @@ def fig4(study: Study) -> Findings:
                 "weights and KV cache (GB)",
                 {"ours": curve},
                 x_label="minutes",
+            ),
+            Panel(
+                "Session at 80K, A100 + InfiniGen",
+                "share",
+                {"share": {name: shares[key] for name, (key, _) in SESSION_SHARES.items()}},
+                name_marks={"share": {name: fact for name, (_, fact) in SESSION_SHARES.items()}},
             ),
             Panel(
                 "Frame step at 40K, A100 + InfiniGen",
