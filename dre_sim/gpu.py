@@ -149,7 +149,7 @@ class _StepOnGpu:
         The synchronous variant loads j when j - 1 is done, and computes after it. In FlexGen's loop the host waits
         here for the kernels of j - 1 and the fetch of j, whatever released it.
         """
-        if self.config.fetch == "flexgen" and layer.fetch is not None:  # without offloading there is no such loop
+        if self._in_flexgens_loop(layer):
             self._stream += self.fetched.get(layer.layer, ())
             self._host += self._stream
         if self._known and self.config.fetch == "synchronous":
@@ -163,8 +163,12 @@ class _StepOnGpu:
 
     def _between_halves(self, layer: LayerWork) -> None:
         """FlexGen's loop: attention is over before the feed-forward half is launched; the fetch may go on."""
-        if self.config.fetch == "flexgen" and layer.fetch is not None:
+        if self._in_flexgens_loop(layer):
             self._host += self._stream
+
+    def _in_flexgens_loop(self, layer: LayerWork) -> bool:
+        """Without offloading there is no such loop."""
+        return self.config.fetch == "flexgen" and layer.fetch is not None
 
     def _predict_around(self, layer: LayerWork) -> None:
         """Predictions made while this layer runs, and the fetches they release."""

@@ -3,41 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 
 from dre_sim.gpu import Gpu, GpuConfig
 from dre_sim.lowering import dense_step
-from dre_sim.offload import OffloadTier
 from dre_sim.statistics import OperatingPoint, statistics_step
 from dre_sim.workload import FetchWork, PredictMode, StepWork
 from resv.trace import ModelShape
+from tests.bundled import platform
 
-CONFIGS = Path(__file__).parent.parent / "configs"
 PLATFORMS = ("agx_orin", "agx_orin_paper", "a100", "agx_orin_eager")
-
-
-def read(family: str, name: str) -> dict[str, Any]:
-    values = yaml.safe_load((CONFIGS / family / f"{name}.yaml").read_text(encoding="utf-8"))
-    assert isinstance(values, dict)
-    return values
-
-
-def platform(name: str, **changes: Any) -> GpuConfig:
-    """A bundled platform, the names in its offload tier followed, fields changed."""
-    fields = read("platforms", name)
-    if base := fields.pop("base", None):
-        fields = {**read("platforms", base), **fields}
-    tier = dict(fields.pop("offload"))
-    for family in ("ssd", "link", "memory"):
-        if isinstance(tier.get(family), str):
-            tier[family] = read(family, tier[family])
-    return GpuConfig(**{**fields, "offload": OffloadTier(**tier), **changes})
-
-
 ORIN, PAPER, A100, EAGER = (platform(name) for name in PLATFORMS)
 
 

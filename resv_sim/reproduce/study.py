@@ -87,25 +87,24 @@ class Study:
         self.progress, self.jobs, self.use_cache = progress, jobs, use_cache
         self._of_runs = progress.of_parts()
         self.memo = Memo(cache_directory() if use_cache else None)
-        self._outcomes: dict[tuple[str, str, StepKind, int], Outcome] = {}
+        self._outcomes: dict[str, Outcome] = {}
         self._batched: dict[tuple[str, str, StepKind, int], list[Point]] = {}
 
     def outcome(self, name: str) -> Outcome:
         """The experiment `configs/paper/<name>.yaml`, run."""
-        return self._run(name, "", "frame", 1)
-
-    def _run(self, name: str, label: str, stage: StepKind, share: int) -> Outcome:
-        """All of an experiment for no label, or one stage of one run with a `share`-th of the device's capacity."""
-        if (name, label, stage, share) not in self._outcomes:
+        if name not in self._outcomes:
             experiment, _ = load_experiment(str(paper_experiment(name)))
-            experiment = with_share(experiment, label, stage, share) if label else experiment
-            result, points = self._ran(experiment)
-            others = [_keyed(self._ran(e)[1]) for e in other_streams(experiment)]
-            streams = {key: [p, *(o[key] for o in others if key in o)] for key, p in _keyed(points).items()}
-            means = with_gains([mean_point(s) for s in streams.values()], experiment.baseline.label)
-            result = replace(result, rows=tuple(p.row for p in means))
-            self._outcomes[name, label, stage, share] = Outcome(experiment, result, _keyed(means), streams)
-        return self._outcomes[name, label, stage, share]
+            self._outcomes[name] = self._averaged(experiment)
+        return self._outcomes[name]
+
+    def _averaged(self, experiment: Experiment) -> Outcome:
+        """An experiment run on all its streams."""
+        result, points = self._ran(experiment)
+        others = [_keyed(self._ran(e)[1]) for e in other_streams(experiment)]
+        streams = {key: [p, *(o[key] for o in others if key in o)] for key, p in _keyed(points).items()}
+        means = with_gains([mean_point(s) for s in streams.values()], experiment.baseline.label)
+        result = replace(result, rows=tuple(p.row for p in means))
+        return Outcome(experiment, result, _keyed(means), streams)
 
     def _ran(self, experiment: Experiment) -> tuple[ExperimentResult, tuple[Point, ...]]:
         done = run_with_points(experiment, self._of_runs, self.jobs, use_cache=self.use_cache)
@@ -117,9 +116,9 @@ class Study:
         """A run's steps of one stage with `batch` streams, at every length where they fit."""
         key = (name, label, stage, batch)
         if key not in self._batched:
-            whole = self.outcome(name)
-            capacity = whole.experiment.policies[label.partition("+")[2]].recent_bytes
-            outcome = self._run(name, label, stage, batch) if capacity else whole
+            outcome = self.outcome(name)
+            if outcome.experiment.policies[label.partition("+")[2]].recent_bytes:
+                outcome = self._averaged(with_share(outcome.experiment, label, stage, batch))
             self._batched[key] = list(_batched(outcome, label, stage, batch))
         return self._batched[key]
 

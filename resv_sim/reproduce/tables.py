@@ -9,7 +9,6 @@ from dre_sim.lowering import dense_step
 from dre_sim.workload import PredictionWork
 from energy_models.chip import area, core_area_mm2, core_power_w, dre_power_share, nameplate_power_w
 from energy_models.scaling import unit_areas_mm2, unit_powers_w
-from resv.trace import StepKind
 from resv_sim.config import Experiment, load_experiment
 from resv_sim.hardware import memory_bytes_per_s, peak_flops_per_s
 from resv_sim.pipeline import parameters
@@ -29,10 +28,9 @@ FIG4_SHARES = {
     "llm": "LLM, share of latency at 40K, A100 + InfiniGen",
 }
 SESSION_SHARES = {
-    "prefill of latency": ("prefill_share", "share of prefill in a session at 80K, A100 + InfiniGen"),
-    "retrieval of prefill": ("retrieval_share_80k", "share of retrieval in the prefill at 80K, A100 + InfiniGen"),
+    "prefill of latency": "share of prefill in a session at 80K, A100 + InfiniGen",
+    "retrieval of prefill": "share of retrieval in the prefill at 80K, A100 + InfiniGen",
 }
-PREFILL: tuple[StepKind, StepKind] = ("frame", "question")
 MINUTES = tuple(range(0, 61, 5))
 
 
@@ -137,8 +135,12 @@ def fig4(study: Study) -> Findings:
             Panel(
                 "Session at 80K, A100 + InfiniGen",
                 "share",
-                {"share": {name: shares[key] for name, (key, _) in SESSION_SHARES.items()}},
-                name_marks={"share": {name: fact for name, (_, fact) in SESSION_SHARES.items()}},
+                {
+                    "share": dict(
+                        zip(SESSION_SHARES, (shares["prefill_share"], shares["retrieval_share_80k"]), strict=True)
+                    )
+                },
+                name_marks={"share": SESSION_SHARES},
             ),
             Panel(
                 "Frame step at 40K, A100 + InfiniGen",
@@ -156,7 +158,8 @@ def _retrieval_shares(outcome: Outcome) -> dict[str, float]:
     near_s = near.row.latency_s - vision_s(near)
     prediction, fetch = near.row.prediction_s / near_s, near.row.exposed_fetch_s / near_s
     operations = sum(_prediction_flops(layer.prediction) for layer in near.work.layers)
-    frame, question = (outcome.points[SESSION, stage, SESSION_LENGTH] for stage in PREFILL)
+    frame = outcome.points[SESSION, "frame", SESSION_LENGTH]
+    question = outcome.points[SESSION, "question", SESSION_LENGTH]
     prefill_s = FRAMES * (frame.row.latency_s - vision_s(frame)) + question.row.latency_s
     return {
         "prefill_share": prefill_s / session_s(outcome, SESSION, SESSION_LENGTH),
