@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections import Counter
 
+import numpy as np
+
 from dre_sim import gpu_kernels as kernels
 from dre_sim import gpu_retrieval as retrieval
 from dre_sim.gpu_kernels import GpuConfig, Kernel, PowerMode
@@ -196,14 +198,40 @@ class _StepOnGpu:
         self._kernel("attention", layer.layer, kernels.attention(self.config, a, layer.softmax_elements))
 
     def _fetch(self, target: LayerWork) -> None:
+        """A host collects what is selected, K and V in one call; memory that is not pinned it relays, K, then V."""
+        if target.fetch is None:
+            return
+        self.fetched[target.layer] = ()
+        if target.selects and self.config.copy_path == "host_gather":
+            self._relay(target, target.fetch.extent_bytes, buffers=1)
+        elif self.config.pageable:
+            self._relay(target, target.fetch.extent_bytes, buffers=2)
+        else:
+            self._move(target, target.fetch.extent_bytes, self._stream)
+        if self.config.fetch == "synchronous":
+            self._stream += self.fetched[target.layer]
+            self._host += self.fetched[target.layer]
+
+    def _relay(self, target: LayerWork, extent_bytes: Int64, *, buffers: int) -> None:
+        """The host copies extents to pinned buffers, each of which then crosses the link in one call.
+
+        It waits for the indices of a selection, which come from the device, and launches nothing while it copies.
+        """
+        n_bytes, relay_ps = int(extent_bytes.sum()), self.config.offload.relayed_ps(extent_bytes)
+        self.actions["host_dram_bytes"] += 2 * n_bytes
+        if target.selects:
+            self._host += self._stream
+        for buffer in np.diff(np.arange(buffers + 1) * n_bytes // buffers):
+            self._host = (self.graph.add("host", "fetch", target.layer, relay_ps // buffers, self._host),)
+            self._move(target, np.array([buffer]), self._stream + self._host)
+
+    def _move(self, target: LayerWork, extent_bytes: Int64, after: tuple[int, ...]) -> None:
         """Tier and link work in parallel on one list of extents.
 
         Reads of a drive are submitted ahead of the data; copies from host memory start one after the other.
         """
-        if target.fetch is None:
-            return
         config = self.config
-        timing, duration_ps = self._moved(target.fetch.extent_bytes, selected=target.selects)
+        timing, duration_ps = self._moved(extent_bytes)
         self.actions.update(config.offload.fetch_actions(timing))
         if config.copy_threads:
             self.actions["host_copy_ps"] += config.copy_threads * duration_ps
@@ -212,32 +240,25 @@ class _StepOnGpu:
         self.actions["dram_write_bytes"] += arriving + staged
         self.actions["dram_read_bytes"] += staged
         dram_bytes = arriving + 2 * staged
-        tier = self.graph.add(config.offload.kind, "fetch", target.layer, timing.tier_busy_ps, self._stream)
+        tier = self.graph.add(config.offload.kind, "fetch", target.layer, timing.tier_busy_ps, after)
         link = self.graph.add(
             "link",
             "fetch",
             target.layer,
             duration_ps,
-            self._stream,
+            after,
             n_bytes=arriving,
             dram_ps=config.dram_ps(dram_bytes),
             dram_bytes=dram_bytes,
         )
-        self.fetched[target.layer] = (tier, link)
-        if config.fetch == "synchronous":
-            self._stream += (tier, link)
-            self._host += (tier, link)
+        self.fetched[target.layer] += (tier, link)
 
-    def _moved(self, extent_bytes: Int64, *, selected: bool) -> tuple[FetchTiming, int]:
+    def _moved(self, extent_bytes: Int64) -> tuple[FetchTiming, int]:
         """What the tier does for a fetch, and how long it takes with the calls that start it."""
-        config, n_calls = self.config, extent_bytes.size
-        collects = selected and config.copy_path == "host_gather"
-        if collects:
-            timing, n_calls = config.offload.collected(extent_bytes), 1
-            self.actions["host_dram_bytes"] += 2 * timing.payload_bytes  # collected: read and written once more
-        else:
-            timing = config.offload.fetch(extent_bytes)
-        calls_ps = n_calls * (config.gather_chunk_ps if config.copy_path == "gather" else config.copy_call_ps)
+        config = self.config
+        timing = config.offload.fetch(extent_bytes)
+        call_ps = config.gather_chunk_ps if config.copy_path == "gather" else config.copy_call_ps
+        calls_ps = extent_bytes.size * call_ps
         if config.offload.kind == "host_dram":
             calls_ps += timing.link_busy_ps
         return timing, max(timing.time_ps, calls_ps, config.copied_ps(timing.payload_bytes))

@@ -116,6 +116,9 @@ class GpuConfig(BaseModel):
     copy_bytes_per_s: float | None = Field(
         default=None, gt=0.0, description="most that arrives from drive or host memory; what its link and tier allow"
     )
+    pageable: bool = Field(
+        default=False, description="host memory is not pinned: the host copies K, then V, to a pinned relay first"
+    )
     copy_threads: int = Field(default=0, ge=0, description="of the host, busy while a fetch runs; priced, not timed")
     staging_copies: int = Field(default=0, ge=0, le=2, description="copies in device memory after a fetch")
     fetch: FetchMode = Field(default="overlapped", description="what a fetch may overlap with")
@@ -134,6 +137,12 @@ class GpuConfig(BaseModel):
         if self.copy_path == "host_gather" and self.offload.kind != "host_dram":
             raise ValueError(
                 f"copy_path host_gather of {self.name} collects from host memory, not from {self.offload.kind}"
+            )
+        if self.pageable and (self.offload.kind != "host_dram" or self.copy_path == "gather"):
+            raise ValueError(
+                f"pageable of {self.name} is a property of host memory that the host copies from; it goes with "
+                "offload.kind host_dram and copy_path memcpy or host_gather, not with "
+                f"{self.offload.kind} and {self.copy_path}"
             )
         return self
 

@@ -6,7 +6,7 @@ Knows no layer before or after and nothing of what the device does meanwhile.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -96,23 +96,16 @@ class OffloadTier(BaseModel):
             busy_ps = behind_ps = _stream_ps(self.memory, AccessPattern(write_share=1.0), n_bytes)
         return _timing(max(moved.time_ps, behind_ps), 0, moved, busy_ps, 1, 0)
 
-    def collected(self, extent_bytes: Int64) -> FetchTiming:
-        """As `fetch`, from host memory, whose host first collects the extents in one buffer and then has it copied.
+    def relayed_ps(self, extent_bytes: Int64) -> int:
+        """Time in which a host copies extents (n,) of its memory into one buffer that the link reads; a drive has none.
 
-        Assumed to be as fast as the memory: every byte is read where it lies, written, and read again by the link.
+        Assumed to be as fast as the memory: every byte is read where it lies and written.
         """
         if self.memory is None or extent_bytes.size == 0:
-            return self.fetch(extent_bytes)
+            return 0
         n_bytes = int(extent_bytes.sum())
         read_ps = _stream_ps(self.memory, AccessPattern(chunk_bytes=int(extent_bytes.mean())), n_bytes)
-        collect_ps = read_ps + _stream_ps(self.memory, AccessPattern(write_share=1.0), n_bytes)
-        copied = self.fetch(np.array([n_bytes], np.int64))
-        return replace(
-            copied,
-            time_ps=collect_ps + copied.time_ps,
-            first_byte_ps=collect_ps + copied.first_byte_ps,
-            tier_busy_ps=collect_ps + copied.tier_busy_ps,
-        )
+        return read_ps + _stream_ps(self.memory, AccessPattern(write_share=1.0), n_bytes)
 
     def fetch_actions(self, timing: FetchTiming) -> dict[str, int]:
         """What is priced: payload bytes, lane-picoseconds of the link, work of the tier."""

@@ -13,8 +13,8 @@ from dre_sim.workload import FetchWork, PredictMode, StepWork
 from resv.trace import ModelShape
 from tests.bundled import platform
 
-PLATFORMS = ("agx_orin", "agx_orin_paper", "a100", "agx_orin_eager")
-ORIN, PAPER, A100, EAGER = (platform(name) for name in PLATFORMS)
+PLATFORMS = ("agx_orin", "agx_orin_paper", "a100", "agx_orin_eager", "a100_eager")
+ORIN, PAPER, A100, EAGER, A100_EAGER = (platform(name) for name in PLATFORMS)
 
 
 def full_step(shape: ModelShape, kv_len: int, n_new: int = 10) -> StepWork:

@@ -21,7 +21,7 @@ from dre_sim.gpu import Gpu, GpuConfig, OutOfMemoryError, check_capacity, device
 from dre_sim.lowering import dense_step
 from dre_sim.statistics import OperatingPoint, statistics_step
 from dre_sim.workload import Cut, FetchWork, PredictMode, StepWork
-from tests.gpu_platforms import A100, EAGER, ORIN, PAPER, PLATFORMS, full_step, milliseconds, resv_step
+from tests.gpu_platforms import A100, A100_EAGER, EAGER, ORIN, PAPER, PLATFORMS, full_step, milliseconds, resv_step
 from tests.shapes import LLAMA3_8B, TINY
 
 STEPS: dict[str, Callable[[], StepWork]] = {
@@ -77,7 +77,7 @@ def test_a_step_takes_at_least_its_bytes(step: str) -> None:
 
 
 @pytest.mark.parametrize("step", ["full", "resv", "same_layer"])
-@pytest.mark.parametrize("config", [ORIN, PAPER, A100, EAGER], ids=PLATFORMS)
+@pytest.mark.parametrize("config", [ORIN, PAPER, A100, EAGER, A100_EAGER], ids=PLATFORMS)
 def test_overlapped_fetch_is_never_slower(config: GpuConfig, step: str) -> None:
     work = STEPS[step]()
     ahead, synchronous = (config.model_copy(update={"fetch": mode}) for mode in ("overlapped", "synchronous"))
@@ -283,6 +283,57 @@ def test_a_host_collects_what_is_selected_and_copies_what_is_known_as_it_lies() 
     assert collected.actions["host_dram_bytes"] == 3 * called.actions["host_dram_bytes"]
     with pytest.raises(ValueError, match="host_gather of agx_orin collects from host memory, not from ssd"):
         GpuConfig.model_validate(ORIN.model_dump() | {"copy_path": "host_gather"})
+
+
+def test_flexgen_relays_k_then_v_of_host_memory_that_is_not_pinned() -> None:
+    """The host's thread copies (FlexGen 004ffef, general_copy): V while K crosses the link, and launches nothing."""
+    work = full_step(LLAMA3_8B, 20_000)
+    timeline = Gpu(A100_EAGER).simulate(work)
+    layer_bytes = work.layers[0].fetch.link_bytes  # type: ignore[union-attr]
+    for layer in range(1, 32):
+        relay_k, relay_v = (s for s in timeline.on("host") if s.what == "fetch" and s.layer == layer)
+        k, v = (s for s in timeline.on("link") if s.layer == layer)
+        first = next(s for s in timeline.on("host") if s.what == "vector" and s.layer == layer - 1)
+        assert relay_k.end_ps == relay_v.start_ps == k.start_ps
+        assert v.start_ps == max(k.end_ps, relay_v.end_ps)
+        assert first.start_ps >= relay_v.end_ps
+        assert relay_k.duration_ps + relay_v.duration_ps == pytest.approx(
+            A100_EAGER.offload.relayed_ps(np.array([layer_bytes])), abs=2
+        )
+        assert k.n_bytes + v.n_bytes == layer_bytes
+
+
+@pytest.mark.parametrize("kv_len", [200, 5_000, 40_000])
+def test_pinned_memory_is_faster_and_moves_the_same_bytes_over_the_link(kv_len: int) -> None:
+    work = full_step(LLAMA3_8B, kv_len)
+    relayed, pinned = (
+        Gpu(A100_EAGER.model_copy(update={"pageable": pageable})).simulate(work) for pageable in (True, False)
+    )
+    assert pinned.end_ps < relayed.end_ps
+    for action in ("link_bytes", "dram_write_bytes", "dram_read_bytes", "kernel_launches"):
+        assert pinned.actions[action] == relayed.actions[action]
+    assert relayed.actions["host_dram_bytes"] == 3 * pinned.actions["host_dram_bytes"]
+
+
+def test_a_host_that_collects_a_selection_waits_for_it_and_launches_nothing_meanwhile() -> None:
+    work = statistics_step(LLAMA3_8B, 10, 5_000, OperatingPoint(ratio=0.2, tokens_per_cluster=1))
+    timeline = Gpu(A100_EAGER).simulate(work)
+    for layer in range(1, 32):
+        [collected] = (s for s in timeline.on("host") if s.what == "fetch" and s.layer == layer)
+        [copied] = (s for s in timeline.on("link") if s.layer == layer)
+        selected = next(s for s in timeline.on("gpu") if s.what == "prediction" and s.layer == layer)
+        assert selected.end_ps <= collected.start_ps
+        assert collected.end_ps == copied.start_ps
+        attention = next(s for s in timeline.on("host") if s.what == "attention" and s.layer == layer - 1)
+        assert attention.start_ps >= collected.end_ps
+
+
+@pytest.mark.parametrize(("base", "changes"), [(ORIN, {}), (A100, {"copy_path": "gather"})])
+def test_only_host_memory_that_its_host_copies_can_be_pageable(base: GpuConfig, changes: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValidationError, match=f"pageable of {base.name} .* goes with offload.kind host_dram and copy_path"
+    ):
+        GpuConfig.model_validate(base.model_dump() | {"pageable": True} | changes)
 
 
 # -- ReSV in software -------------------------------------------------------------------------------------

@@ -418,6 +418,21 @@ def test_each_reading_of_a_baseline_has_its_own_speed_and_energy() -> None:
     assert table[1] / table[0] > measured[1] / measured[0]
 
 
+def test_a_changed_host_is_the_platform_with_those_fields_and_no_change_is_the_row_itself() -> None:
+    settings = ("workload.kv_lengths_tokens=[600]", "model.n_layers=4")
+    experiment, _ = load_experiment(str(paper_experiment("fig13_server")), settings)
+    runs = tuple(run for run in experiment.runs if run.label in (baselines.A100, baselines.SERVER))
+    experiment = experiment.model_copy(update={"runs": runs})
+    result, points = run_with_points(experiment, Progress(quiet=True), 1)
+    server = Outcome(experiment, result, {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points})
+    as_it_is = baselines._changed(server, 600)
+    for stage in baselines.STAGES:
+        latency_ms = 1e3 * server.row(baselines.A100, stage, 600).latency_s
+        assert f"{stage} {latency_ms:.1f} ms" in as_it_is
+    assert as_it_is in baselines._with_pinned_memory(server)
+    assert baselines._changed(server, 600, pageable=False) not in (as_it_is, "")
+
+
 @cache
 def with_encoder() -> Outcome:
     """Two layers of Llama-3-8B behind its encoder, at 200 tokens, nothing resident."""

@@ -208,17 +208,14 @@ def test_small_extents_fetch_slower_for_the_same_bytes(kind: str) -> None:
     assert small.n_transactions > large.n_transactions
 
 
-def test_a_host_that_collects_first_adds_its_passes_and_copies_one_extent() -> None:
-    extents = np.full(4_096, 256)
-    host = tier("host_dram")
+def test_a_relay_reads_and_writes_every_byte_of_host_memory_and_a_drive_has_none() -> None:
+    extents, host = np.full(4_096, 256), tier("host_dram")
     assert host.memory is not None
-    got, copied = host.collected(extents), host.fetch(np.array([4_096 * 256]))
-    passes_ps = got.time_ps - copied.time_ps
-    assert passes_ps >= 2 * 4_096 * 256 / host.memory.peak_bytes_per_s * 1e12
-    assert got.tier_busy_ps == copied.tier_busy_ps + passes_ps
-    assert (got.payload_bytes, got.link_busy_ps) == (copied.payload_bytes, copied.link_busy_ps)
-    assert host.collected(extents).time_ps < host.collected(np.full(8_192, 128)).time_ps  # rows opened for less
-    assert host.collected(np.array([], np.int64)) == NOTHING
+    passes_ps = 2 * extents.sum() / host.memory.peak_bytes_per_s * 1e12
+    assert passes_ps <= host.relayed_ps(extents) < 5 * passes_ps
+    assert host.relayed_ps(np.array([extents.sum()])) < host.relayed_ps(extents)  # rows opened for less
+    assert host.relayed_ps(extents) < host.relayed_ps(np.full(8_192, 128))
+    assert host.relayed_ps(np.array([], np.int64)) == 0 == tier("ssd").relayed_ps(extents)
 
 
 def test_nothing_to_fetch_or_write_takes_no_time() -> None:

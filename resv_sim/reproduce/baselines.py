@@ -30,7 +30,8 @@ def readings(study: Study) -> Findings:
         outcome = study.outcome(name)
         rows += list(_rows(outcome, ours, bases))
         notes.append(_in_words(outcome, ours, bases))
-    notes.append(_with_other_hosts(study.outcome("fig13_server")))
+    server = study.outcome("fig13_server")
+    notes += [_with_other_hosts(server), _with_pinned_memory(server)]
     return Findings(tables=(Table(header, tuple(rows)),), notes=tuple(notes))
 
 
@@ -51,21 +52,35 @@ def gain(outcome: Outcome, ours: str, base: str, stage: StepKind, length: int) -
 def _with_other_hosts(server: Outcome) -> str:
     """What the host of the A100 decides at the shortest cache: nobody says which host it was."""
     shortest = min(server.lengths)
-    ours = {stage: server.row(SERVER, stage, shortest).latency_s for stage in STAGES}
-    found = []
-    for dispatch_ps in EAGER_HOSTS_PS:
-        a100 = server.experiment.platforms["a100_eager"].model_copy(update={"dispatch_ps": dispatch_ps})
-        platforms = {**server.experiment.platforms, "a100_eager": a100}
-        other = replace(server, experiment=server.experiment.model_copy(update={"platforms": platforms}))
-        steps = {s: other.simulate(A100, server.points[A100, s, shortest].work).row.latency_s for s in STAGES}
-        times = ", ".join(f"{s} {1e3 * t:.1f} ms ({t / ours[s]:.1f}x)" for s, t in steps.items())
-        found.append(f"{dispatch_ps / 1e6:.1f} us an operator: {times}")
+    found = [
+        f"{dispatch_ps / 1e6:.1f} us an operator: {_changed(server, shortest, dispatch_ps=dispatch_ps)}"
+        for dispatch_ps in EAGER_HOSTS_PS
+    ]
     return (
         f"A100 + FlexGen at {length_name(shortest)} by what an eager operator costs its host (V-Rex48's gain): "
         f"{'; '.join(found)}. A100s were measured at both ends; the platform takes "
         f"{server.experiment.platforms['a100_eager'].dispatch_ps / 1e6:.0f} us, the fit of the Orin scaled by bare "
         "launches (configs/platforms/a100_eager.yaml). V-Rex48's latencies and gains as published mean 52 and 39 ms."
     )
+
+
+def _with_pinned_memory(server: Outcome) -> str:
+    """What FlexGen's relay through the host decides where the fetch does."""
+    longest = max(server.lengths)
+    return (
+        f"A100 + FlexGen at {length_name(longest)} with its cache in pinned memory, which FlexGen's code does without: "
+        f"{_changed(server, longest, pageable=False)}; as it is: {_changed(server, longest)}."
+    )
+
+
+def _changed(server: Outcome, length: int, **fields: object) -> str:
+    """Steps of the A100 with some fields changed, in words, and V-Rex48's gain over them."""
+    a100 = server.experiment.platforms["a100_eager"].model_copy(update=fields)
+    platforms = {**server.experiment.platforms, "a100_eager": a100}
+    other = replace(server, experiment=server.experiment.model_copy(update={"platforms": platforms}))
+    steps = {s: other.simulate(A100, server.points[A100, s, length].work).row.latency_s for s in STAGES}
+    gains = {s: t / server.row(SERVER, s, length).latency_s for s, t in steps.items()}
+    return ", ".join(f"{s} {1e3 * t:.1f} ms ({gains[s]:.1f}x)" for s, t in steps.items())
 
 
 def _in_words(outcome: Outcome, ours: str, bases: Sequence[str]) -> str:
