@@ -1,10 +1,13 @@
 """Numba kernel of `ssd.py`: dies, flash channels, write buffer and both directions of the link, event by event.
 
 Between events nothing changes: a channel's next event is the end of what its bus carries or of what one of its
-dies does, and host commands arrive in order, so no heap is needed. An end that nothing waits for is no event: a bus
-is simply free again, and a page that was read is found when the bus is. State is one flat table `m` of records, named
-by the index of their first field; `op` has a record for each page of a request, `req` one for each request. Times
+dies does, and host commands pass their gates in order, so no heap is needed. An end that nothing waits for is no event:
+a bus is simply free again, and a page that was read is found when the bus is. State is one flat table `m` of records,
+named by the index of their first field; `op` has a record for each page of a request, `req` one for each request. Times
 are integer picoseconds.
+
+The gates of a command: the drive hears the doorbell and asks for the entry; it has the entry, and asks for the data of
+a write; it has the data. To ask goes up the link, behind data on its way to the host, and the answer comes down.
 """
 
 from __future__ import annotations
@@ -33,8 +36,9 @@ FREE, MOVES, TURN, OUT_HEAD, OUT_TAIL, DIE_ENDS, NEXT, BUS_SIZE = range(8)
 STATE, AT, ACTIVE, N_ACTIVE, R_HEAD, R_TAIL, W_HEAD, W_TAIL, DIE_SIZE = range(9)
 # A page, in `op`: request, its die, global page, plane and level of the page, bytes of it, next in the same queue.
 REQUEST, DIE, PAGE, PLANE, LEVEL, N_BYTES, FOLLOW, OP_COLS = range(8)
-# A request, in `req`. PLACED, LEFT: pages queued so far, and not yet served. DOWN_PS, UP_PS: time on the link each way.
-ADDRESS, SIZE, WRITES, PLACED, LEFT, ARRIVE, SUBMIT, DONE, DOWN_PS, UP_PS, REQ_COLS = range(11)
+# A request, in `req`. PLACED, LEFT: pages queued so far, and not yet served. AT_GATE: when it passes the next one.
+# DOWN_PS: data that comes down;  UP_PS: data and completion that go up;  PAGES_BEFORE: of the requests before it.
+ADDRESS, SIZE, WRITES, PLACED, LEFT, AT_GATE, SUBMIT, DONE, DOWN_PS, UP_PS, PAGES_BEFORE, REQ_COLS = range(12)
 
 
 class Device(NamedTuple):
@@ -54,6 +58,10 @@ class Device(NamedTuple):
     buffer_bytes: int
     merge: int
     commands_first: int
+    fresh: int
+    doorbell: int
+    ask: int
+    entry: int
     overhead: int
     buses: int
     all_dies: int
@@ -61,11 +69,20 @@ class Device(NamedTuple):
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _submit(r: int, at: int, m: Int64, req: Int64) -> None:
-    """The host rings the doorbell; the command, and a write's data, come down in order."""
+def _submit(r: int, at: int, m: Int64, req: Int64, d: Device) -> None:
+    """The host rings the doorbell."""
     req[r + SUBMIT] = at
-    m[DOWN_FREE] = max(at, m[DOWN_FREE]) + req[r + DOWN_PS]
-    req[r + ARRIVE] = m[DOWN_FREE]
+    m[DOWN_FREE] = max(at, m[DOWN_FREE]) + d.doorbell
+    req[r + AT_GATE] = m[DOWN_FREE]
+
+
+@njit(cache=True, nogil=True, forceinline=True)
+def _ask(r: int, at: int, answer: int, m: Int64, req: Int64, d: Device) -> None:
+    """The drive asks the host for the entry or the data of a command, which then comes down."""
+    m[UP_FREE] = max(at, m[UP_FREE]) + d.ask
+    m[UP_BUSY] += d.ask
+    m[DOWN_FREE] = max(m[UP_FREE], m[DOWN_FREE]) + answer
+    req[r + AT_GATE] = m[DOWN_FREE]
 
 
 @njit(cache=True, nogil=True, forceinline=True)
@@ -76,7 +93,7 @@ def _complete(r: int, at: int, m: Int64, req: Int64, d: Device) -> None:
     req[r + DONE] = m[UP_FREE] + d.overhead
     m[SERVED] += 1
     if m[SUBMITTED] < m[END]:
-        _submit(m[SUBMITTED], req[r + DONE], m, req)
+        _submit(m[SUBMITTED], req[r + DONE], m, req, d)
         m[SUBMITTED] += REQ_COLS
 
 
@@ -110,10 +127,11 @@ def _drop_record(i: int, m: Int64, op: Int64) -> None:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _queue_pages(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> bool:
+def _queue_pages(r: int, now: int, levels: Int64, m: Int64, op: Int64, req: Int64, d: Device) -> bool:
     """Queue the pages of request `r` at their dies, striped over channel, die, plane; wake the buses of idle dies.
 
-    False where a write finds the buffer full; it goes on from there.
+    A page's level follows from its address, or is given. False where a write finds the buffer full; it goes on from
+    there.
     """
     page, end = req[r + ADDRESS] // d.page_bytes, req[r + ADDRESS] + req[r + SIZE]
     n_pages = (end - 1) // d.page_bytes + 1 - page
@@ -128,6 +146,8 @@ def _queue_pages(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -
             return False
         i, k = _take_record(m, op), d.all_dies + (channel * d.dies + die) * DIE_SIZE
         op[i + REQUEST], op[i + DIE], op[i + PAGE], op[i + PLANE], op[i + LEVEL] = r, k, page, plane, level
+        if d.fresh:
+            op[i + LEVEL] = levels[req[r + PAGES_BEFORE] + req[r + PLACED]]
         op[i + N_BYTES] = min((page + 1) * d.page_bytes, end) - max(page * d.page_bytes, req[r + ADDRESS])
         queue = W_HEAD if req[r + WRITES] else R_HEAD
         _append(i, k + queue, k + queue + 1, m, op)
@@ -268,12 +288,11 @@ def _die_ends(k: int, c: int, m: Int64, op: Int64) -> None:
 
 
 @njit(cache=True, nogil=True, forceinline=True)
-def _arrive(r: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) -> bool:
-    """A request has come down the link. A write is complete when all of it is in the buffer, else False."""
-    if not _queue_pages(r, now, m, op, req, d):
+def _write(r: int, now: int, levels: Int64, m: Int64, op: Int64, req: Int64, d: Device) -> bool:
+    """A write is complete when all of it is in the buffer, else False."""
+    if not _queue_pages(r, now, levels, m, op, req, d):
         return False
-    if req[r + WRITES]:
-        _complete(r, now, m, req, d)
+    _complete(r, now, m, req, d)
     return True
 
 
@@ -322,18 +341,21 @@ def _channel(number: int, now: int, m: Int64, op: Int64, req: Int64, d: Device) 
 
 
 @njit(cache=True, nogil=True)
-def run(queue_depth: int, waiting: Int64, m: Int64, op: Int64, req: Int64, d: Device) -> None:
+def run(queue_depth: int, waiting: Int64, levels: Int64, m: Int64, op: Int64, req: Int64, d: Device) -> None:
     """Serve all requests in order with `queue_depth` outstanding.
 
-    waiting : (n,) scratch for writes that found the buffer full, in order
+    levels : of the pages of all requests in order, on a fresh drive
+    waiting : (n,) scratch for writes whose data comes or that found the buffer full, in order
     """
     n = req.shape[0]
-    m, op, req, waiting = borrow(m), borrow(op), borrow(req), borrow(waiting)
+    m, op, req, waiting, levels = borrow(m), borrow(op), borrow(req), borrow(waiting), borrow(levels)
     m[END] = n * REQ_COLS
     m[SUBMITTED] = min(queue_depth, n) * REQ_COLS
     for r in range(0, m[SUBMITTED], REQ_COLS):
-        _submit(r, 0, m, req)
-    arrived = head = tail = 0
+        _submit(r, 0, m, req, d)
+    # The next request whose doorbell is heard, and whose entry arrives; the first and last of `waiting`.
+    heard = arrived = head = tail = 0
+    full = False
     while m[SERVED] < n:
         # The earliest channel, then its number, in one integer: no branch to mispredict. Of two halves apart, so that
         # one comparison need not wait for the other; there is an idle bus beyond an odd number.
@@ -344,13 +366,43 @@ def run(queue_depth: int, waiting: Int64, m: Int64, op: Int64, req: Int64, d: De
             second = min(second, (m[bus + BUS_SIZE + NEXT] << CHANNEL_BITS) + k + 1)
         first = min(first, second)
         now = first >> CHANNEL_BITS
-        if arrived == m[SUBMITTED] or now < req[arrived + ARRIVE]:
+        bell = req[heard + AT_GATE] if heard < m[SUBMITTED] else FAR
+        entry = req[arrived + AT_GATE] if arrived < heard else FAR
+        data = req[waiting[head] + AT_GATE] if head < tail and not full else FAR
+        gate = min(bell, entry, data)
+        if now < gate:
             _channel(first & ((1 << CHANNEL_BITS) - 1), now, m, op, req, d)
-            while head < tail and _arrive(waiting[head], now, m, op, req, d):
+            while full and _write(waiting[head], now, levels, m, op, req, d):
                 head += 1
-        else:
-            now = req[arrived + ARRIVE]
-            if (req[arrived + WRITES] and head < tail) or not _arrive(arrived, now, m, op, req, d):
+                full = head < tail and req[waiting[head] + AT_GATE] <= now
+        elif data == gate:
+            full = not _write(waiting[head], gate, levels, m, op, req, d)
+            head += not full
+        elif entry == gate:
+            if req[arrived + WRITES]:
+                _ask(arrived, gate, req[arrived + DOWN_PS], m, req, d)
                 waiting[tail] = arrived
                 tail += 1
+            else:
+                _queue_pages(arrived, gate, levels, m, op, req, d)
             arrived += REQ_COLS
+        else:
+            _ask(heard, gate, d.entry, m, req, d)
+            heard += REQ_COLS
+
+
+@njit(cache=True, nogil=True)
+def touch(page: Int64, write: Int64, n_pages: int, n_planes: int, n_levels: int, plane: Int64) -> Int64:
+    """Levels of pages (n,) on a fresh drive: each plane hands out its own in order.
+
+    page : (n,) as numbered among `n_pages` different ones, in the order of their requests
+    A page that is read has the level of its first touch or last write; every write takes a new one.
+    """
+    mapped, given = np.full(n_pages, NONE, np.int64), np.zeros(n_planes, np.int64)
+    level = np.empty(page.size, np.int64)
+    for i in range(page.size):
+        if write[i] or mapped[page[i]] == NONE:
+            mapped[page[i]] = given[plane[i]] % n_levels
+            given[plane[i]] += 1
+        level[i] = mapped[page[i]]
+    return level

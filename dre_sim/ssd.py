@@ -1,6 +1,7 @@
 """Request-level NVMe drive: flash dies and planes, channels, write buffer, queue depth, behind a PCIe link.
 
-Small random reads pile up on hot dies, large ones fill the channels or the link; all three are queues here.
+Small random reads pile up on hot dies, large ones fill the channels or the link; all three are queues here. A drive
+fetches its commands over the link too, so that they wait behind data on its way to the host.
 The kernel is `_ssd_kernel.py`. Knows no garbage collection, no SLC cache, no mapping misses, no program suspend.
 """
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 Int64 = NDArray[np.int64]
 Count = Field(ge=1, le=4096)
 Duration = Field(ge=0, le=10**11)
+NO_DATA = np.zeros(1, np.int64)
 
 
 class SsdConfig(BaseModel):
@@ -32,8 +34,9 @@ class SsdConfig(BaseModel):
     buffer_bytes : writes complete when they are in this buffer
     commands_first : a free channel gives idle dies commands before it moves waiting pages, which keeps dies busier
     merge_same_page : queued reads of a page that is being fetched share its array read
-    command_down_bytes, command_up_bytes : wire bytes that one command adds toward the drive (doorbells, queue
-        entry) and toward the host (request, completion entry)
+    doorbell_bytes, entry_bytes, completion_bytes : wire bytes of what a command adds: the host's doorbells, the
+        entry that the drive reads, the completion that it writes
+    read_request_bytes : with which the drive asks for an entry, or for the data of a write
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -57,8 +60,10 @@ class SsdConfig(BaseModel):
     buffer_bytes: int = Field(gt=0)
     merge_same_page: bool = False
     commands_first: bool = False
-    command_down_bytes: int = Field(ge=0, le=4096)
-    command_up_bytes: int = Field(ge=0, le=4096)
+    doorbell_bytes: int = Field(ge=0, le=4096)
+    read_request_bytes: int = Field(ge=0, le=4096)
+    entry_bytes: int = Field(ge=0, le=4096)
+    completion_bytes: int = Field(ge=0, le=4096)
     max_request_bytes: int = Field(default=131072, ge=4096, le=1 << 24, description="longest command of a fetch")
     queue_depth: int = Field(default=64, ge=1, le=65536, description="commands that a fetch keeps outstanding")
 
@@ -123,11 +128,15 @@ def simulate(
     n_bytes: Int64,
     is_write: NDArray[np.bool_] | None = None,
     queue_depth: int | None = None,
+    *,
+    fresh: bool = False,
 ) -> SsdResult:
     """Serve requests in order, `queue_depth` of them outstanding (default: the drive's).
 
     address, n_bytes : (n,) int64; addresses wrap at the capacity. Raises ValueError where they are empty, ragged,
     negative or not positive.
+    fresh : the drive holds nothing yet: a page gets its level when it is first touched, what is written always a new
+    one; else the drive was filled in order of address. Decides which planes are read and programmed together.
     """
     write = np.zeros(address.size, np.bool_) if is_write is None else is_write
     depth = config.queue_depth if queue_depth is None else queue_depth
@@ -138,13 +147,14 @@ def simulate(
     wraps = int(address.max()) >= config.capacity_bytes
     req[:, k.ADDRESS] = address % config.capacity_bytes if wraps else address
     req[:, k.SIZE], req[:, k.WRITES] = n_bytes, write
-    req[:, k.DOWN_PS] = _link_ps(link, np.where(write, n_bytes, 0), config.command_down_bytes)
-    req[:, k.UP_PS] = _link_ps(link, np.where(write, 0, n_bytes), config.command_up_bytes) + link.transfer_ps
+    req[:, k.DOWN_PS] = _link_ps(link, np.where(write, n_bytes, 0))
+    req[:, k.UP_PS] = _link_ps(link, np.where(write, 0, n_bytes), config.completion_bytes) + link.transfer_ps
     # At most: pages that are over leave their records to others.
     n_pages = int(((n_bytes - 1) // config.page_bytes).sum()) + 2 * address.size
     op = np.empty((n_pages, k.OP_COLS), np.int64)
     table, waiting = _state(config), np.empty(address.size, np.int64)
-    k.run(depth, waiting, table, op, req, _device(config, link))
+    levels = _levels(config, req) if fresh else np.zeros(0, np.int64)
+    k.run(depth, waiting, levels, table, op, req, _device(config, link, fresh=fresh))
     return SsdResult(
         submit_ps=req[:, k.SUBMIT],
         completion_ps=req[:, k.DONE],
@@ -199,7 +209,7 @@ def _buses(c: SsdConfig) -> int:
     return c.n_channels + c.n_channels % 2
 
 
-def _device(c: SsdConfig, link: LinkConfig) -> Device:
+def _device(c: SsdConfig, link: LinkConfig, *, fresh: bool) -> Device:
     from dre_sim._ssd_kernel import BUS_SIZE, DIE_SIZE, HOST_SIZE, Device
 
     dies = HOST_SIZE + _buses(c) * BUS_SIZE
@@ -218,6 +228,10 @@ def _device(c: SsdConfig, link: LinkConfig) -> Device:
         buffer_bytes=c.buffer_bytes,
         merge=int(c.merge_same_page),
         commands_first=int(c.commands_first),
+        fresh=int(fresh),
+        doorbell=int(_link_ps(link, NO_DATA, c.doorbell_bytes)[0]),
+        ask=int(_link_ps(link, NO_DATA, c.read_request_bytes)[0]),
+        entry=int(_link_ps(link, NO_DATA, c.entry_bytes)[0]),
         overhead=c.t_overhead_ps + link.latency_ps,
         buses=HOST_SIZE,
         all_dies=dies,
@@ -225,7 +239,23 @@ def _device(c: SsdConfig, link: LinkConfig) -> Device:
     )
 
 
-def _link_ps(link: LinkConfig, n_bytes: Int64, command_bytes: int) -> Int64:
+def _levels(c: SsdConfig, req: Int64) -> Int64:
+    """Levels of all requests' pages on a fresh drive, in order; notes in each request how many come before its own."""
+    from dre_sim import _ssd_kernel as k
+
+    first, end = req[:, k.ADDRESS] // c.page_bytes, -(-(req[:, k.ADDRESS] + req[:, k.SIZE]) // c.page_bytes)
+    count = end - first
+    before = np.cumsum(count) - count
+    req[:, k.PAGES_BEFORE] = before
+    page = np.repeat(first - before, count) + np.arange(int(count.sum()))
+    different, number = np.unique(page, return_inverse=True)
+    n_planes = c.n_dies * c.planes_per_die
+    return k.touch(
+        number, np.repeat(req[:, k.WRITES], count), different.size, n_planes, c.pages_per_block, page % n_planes
+    )
+
+
+def _link_ps(link: LinkConfig, n_bytes: Int64, command_bytes: int = 0) -> Int64:
     """Time on the wire, one direction, of each request's data and of what its command adds."""
     wire = n_bytes - (-n_bytes // link.tlp_payload_bytes) * link.tlp_overhead_bytes + command_bytes
     time_ps: Int64 = np.ceil(wire * (1e3 / (link.raw_gb_per_s * link.efficiency))).astype(np.int64)

@@ -65,7 +65,8 @@ def _replayed(row: Row) -> tuple[float, float, float]:
     sequential = row.text("pattern") == "seq"
     place = np.arange(n, dtype=np.int64) % places if sequential else generator.integers(0, places, n, dtype=np.int64)
     write = generator.random(n) < row.number("write_pct") / 100
-    result = simulate(drive, link, place * size, np.full(n, size, np.int64), write, row.count("queue_depth"))
+    sizes = np.full(n, size, np.int64)
+    result = simulate(drive, link, place * size, sizes, write, row.count("queue_depth"), fresh=True)
     order = np.argsort(result.completion_ps, kind="stable")
     first, last = int(FIRST * n), max(int(LAST * n), int(FIRST * n) + 2)
     counted = order[first:last]
