@@ -173,3 +173,15 @@ def test_the_mean_of_a_stage_stands_beside_that_with_context_rows() -> None:
     ]
     (means,) = [s for s in report.sections(points, []) if s.headings == report.STAGE_HEADINGS]
     assert means.lines[0] == ["decode", "a100", "1", "12.0 %", "mean 10 %: NOT met", "30.0 % of 2"]
+
+
+def test_the_readme_says_what_the_document_says() -> None:
+    readme = (DOCUMENT.parent.parent / "README.md").read_text(encoding="utf-8")
+    document = DOCUMENT.read_text(encoding="utf-8")
+    quoted = re.findall(r"^\|[^|]+\|[^|]+\| `(\w+): ([^`]+)` \| (.+) \|$", readme, re.MULTILINE)
+    assert len(quoted) > 5
+    for table, metric, figures in quoted:
+        assert f"| {table} | {metric} | {figures} | " in document
+    [predictions, error] = re.findall(r"over (\d+) predictions the\nmedian error is ([\d.]+ %)", readme)[0]
+    assert f"Over the {predictions} predictions" in document
+    assert f"is **{error}**" in document
