@@ -18,8 +18,8 @@ requests, and so differs most where queues are full.""",
 The tables' random numbers are not documented, so rows are drawn anew. The drive was fresh: a page has its place in a
 plane from the order in which pages were first touched, and planes are read together where their counts agree. That is a
 random walk, which moves the mean latency of large random reads at great depth by up to ten points between seeds of ours
-(1 MiB at depth 128: 20.4 to 22.4 ms, MQSim's 20.5), that of a mixed row by up to 40, of other random reads by less than
-one. Where writes saturate the drive, ours programs 5 to 10 % more; the cause is open.""",
+(1 MiB at depth 128: 20.4 to 22.4 ms, MQSim's 20.5), that of large reads among writes by up to a factor of two, of other
+rows by a few points.""",
     "link": """\
 Rows of mode memcpy and gather use the per-extent costs of the bundled A100 platform. Long gathers come out too
 fast: the model gives them the packets' full payload rate, the measured kernel reaches nine tenths of it. The cost of
