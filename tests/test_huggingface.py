@@ -186,6 +186,28 @@ def test_a_probe_leaves_the_cache_as_it_is():
         torch.testing.assert_close(stream.forward(parts[9][0], "question").hidden, asked, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("recent", ["candidate", "exempt"])
+@pytest.mark.parametrize("kind", ["topk", "resv", "quest", "streamingllm"])
+def test_a_stage_that_a_policy_is_kept_out_of_reads_everything_and_no_exempt_token_is_a_candidate(kind, recent):
+    model = model_named("tiny-llama")
+    x = embeds(model)
+    options = {} if kind == "streamingllm" else {"recent_bytes": 6 * 3 * 2 * 2 * 8 * 4}  # six tokens
+    with resv.attach(model, small(kind, recent=recent, **options)) as attachment:
+        stream = attachment.new_stream()
+        stream.acts_in = frozenset()
+        hidden = []
+        for part, stage in steps(x):
+            hidden.append(stream.forward(part, stage).hidden)
+            for got in stream.last_selections[0]:
+                assert got.attended.all()
+                left_out = (
+                    ~got.resident if recent == "exempt" and kind != "streamingllm" else np.ones_like(got.attended)
+                )
+                np.testing.assert_array_equal(got.candidates, left_out)
+        assert not got.resident.all()
+    torch.testing.assert_close(torch.cat(hidden, dim=1), at_once(model, x), atol=1e-5, rtol=0)
+
+
 class FullStore(MemoryStore):
     """A store that has no room for the layer that is asked of it."""
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from resv._arrays import to_numpy
 from resv.huggingface.attention import attend, attend_two_queries, token_indices
 from resv.huggingface.positions import shifts_in_a_row
-from resv.policies.base import PolicyState
+from resv.policies.base import PolicyState, Recent
 from resv.policies.infllm import InfLLM, InfLLMState
 from resv.selection import Counts, LayerSelection
 from resv.trace import Step
@@ -124,7 +124,8 @@ class RunningStep:
 
     def _select(self, layer: int, predicted: Float32 | None) -> tuple[LayerSelection, ...]:
         if not self._acts:
-            return tuple(_whole_cache(states[layer]) for states in self.stream.states)
+            recent = self.stream.policy.recent
+            return tuple(_whole_cache(states[layer], recent) for states in self.stream.states)
         queries = self.queries[-1]
         if predicted is not None and self.stream.policy.predict == "next_layer":
             queries = predicted
@@ -217,11 +218,14 @@ class RunningStep:
         return attend_two_queries(query, distant, keys, values, torch.from_numpy(indices >= 0), far, scaling)
 
 
-def _whole_cache(state: PolicyState) -> LayerSelection:
+def _whole_cache(state: PolicyState, recent: Recent) -> LayerSelection:
     """The whole cache of one layer, also what the policy would have dropped, as a step selects that it leaves alone."""
-    resident, _ = state.residency()
+    resident, evicted = state.residency()
     every = np.ones_like(resident)
-    return LayerSelection(state.layer, every, resident, every, Counts())
+    offloads = evicted is None  # `recent` changes nothing for the others
+    return LayerSelection(
+        state.layer, every, resident, ~resident if recent == "exempt" and offloads else every, Counts()
+    )
 
 
 def projected_query(attention: Any, hidden: Tensor, cosine: Tensor, sine: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ from resv.trace import KVTrace, LayerTrace, ModelShape, Step, StepKind
 Granularity = Literal["layer", "token", "cluster", "frame", "block", "page", "element"]
 # How scores become a choice: weighted cumulative sums of sorted rows, the k largest, or all near the largest.
 Cut = Literal["wicsum", "topk", "threshold"]
+Recent = Literal["candidate", "exempt"]
 # Where attended tokens stand for rotary embedding: where they stood; in a row before the step, as its own would; looked
 # up ones at one distance.
 Positions = Literal["original", "consecutive", "clamped", "cache_index"]
@@ -127,7 +128,7 @@ class Policy(BaseModel, ABC):
     recent_bytes: int | None = Field(
         default=None, ge=0, description="device memory for keys and values of all layers; None = unlimited"
     )
-    recent: Literal["candidate", "exempt"] = Field(
+    recent: Recent = Field(
         default="candidate",
         description="exempt: resident tokens are always attended and do not compete; candidate: they compete",
     )
