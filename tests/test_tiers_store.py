@@ -19,6 +19,7 @@ from resv.tiers.config import Tiers
 from resv.tiers.errors import DeviceFullError, DiskFullError, HostFullError, TierError
 from resv.tiers.layout import StepNote
 from resv.tiers.locks import temporary_root
+from resv.tiers.slab import Slab
 from resv.tiers.store import TieredStore
 from resv.trace import ModelShape
 
@@ -270,6 +271,88 @@ def test_tokens_taken_back_are_gone_from_every_tier() -> None:
     store.close()
 
 
+def test_what_was_announced_of_a_step_taken_back_is_forgotten() -> None:
+    store, _ = filled(Tiers(host_bytes=0, disk=True))
+    store.announce(StepNote("question"))
+    store.truncate(store.n_tokens)
+    add(store, *step(torch.Generator().manual_seed(6), 4))
+    assert [record.kind for record in store.records] == ["frame"] * 7
+    store.close()
+
+
+def test_text_reaches_the_folder_with_the_next_frame_and_is_read_as_it_was(tmp_path: Path) -> None:
+    generator, batch = torch.Generator().manual_seed(7), 2
+    tiers = Tiers(folder=tmp_path, host_bytes=4 * TOKEN)
+    store, plain = tiered(tiers, batch), MemoryStore(SHAPE, batch, CPU, torch.float32)
+    for kind, n in (("frame", 4), ("question", 3), ("decode", 1), ("frame", 4)):
+        made = step(generator, n, batch)
+        store.announce(StepNote(kind))
+        add(store, *made)
+        add(plain, *made)
+        window(store, 2, batch)  # of the question one token is on the host and two are on the device
+        assert store.file_bytes == (4 if kind in ("question", "decode") else store.n_tokens) * batch * TOKEN
+    assert [(record.kind, record.n_tokens) for record in store.records] == [
+        ("frame", 4),
+        ("question", 3),
+        ("decode", 1),
+        ("frame", 4),
+    ]
+    store.close()
+    read = tiered(tiers.model_copy(update={"read_only": True}), batch)
+    for layer in range(SHAPE.n_layers):
+        assert_same(read.full(layer), plain.full(layer))
+        assert torch.equal(read.keys(layer, 3, 9), plain.full(layer)[0][:, :, 3:9])
+    read.close()
+
+
+def test_of_text_taken_back_in_part_the_rest_reaches_the_folder(tmp_path: Path) -> None:
+    generator, tiers = torch.Generator().manual_seed(9), Tiers(folder=tmp_path)
+    store, plain = tiered(tiers), MemoryStore(SHAPE, 1, CPU, torch.float32)
+    for kind, n, kept in (("frame", 4, 4), ("question", 3, 7), ("decode", 2, 6), ("frame", 4, 10)):
+        made = step(generator, n)
+        store.announce(StepNote(kind))
+        for one in (store, plain):
+            add(one, *made)
+            one.truncate(kept)
+    assert [(record.kind, record.n_tokens) for record in store.records] == [("frame", 4), ("question", 2), ("frame", 4)]
+    store.close()
+    read = tiered(tiers.model_copy(update={"read_only": True}))
+    for layer in range(SHAPE.n_layers):
+        assert_same(read.full(layer), plain.full(layer))
+    read.close()
+
+
+def test_what_comes_home_from_host_and_disk_leaves_again_like_anything_else() -> None:
+    tiers = Tiers(device_bytes=16 * TOKEN, host_bytes=8 * TOKEN, disk=True)
+    store, plain = filled(tiers)
+    resident = torch.zeros((1, SHAPE.n_kv_heads, 24), dtype=torch.bool)
+    resident[..., [0, 13, 14, 22]] = True  # on the disk, twice on the host, on the device
+    for layer in range(SHAPE.n_layers):
+        store.restore(layer, resident)
+    size = store.size()
+    assert (size.device_bytes, size.host_bytes, size.disk_bytes) == (7 * TOKEN, 6 * TOKEN, 11 * TOKEN)
+    generator = torch.Generator().manual_seed(8)
+    for _ in range(3):
+        made = step(generator, 4)
+        add(store, *made)
+        add(plain, *made)
+        window(store, 4)
+        for layer in range(SHAPE.n_layers):
+            assert_same(store.full(layer), plain.full(layer))
+    size = store.size()
+    assert (size.device_bytes, size.host_bytes, size.disk_bytes) == (4 * TOKEN, 8 * TOKEN, 24 * TOKEN)
+    store.close()
+
+
+def test_a_buffer_grows_ahead_of_need_but_past_its_limit_only_as_far_as_needed() -> None:
+    slab, sizes = Slab(4, CPU, torch.float32, limit=400), []
+    for n in (10, 246, 4, 140, 20):
+        slab.put(torch.zeros(n, 2, 4))
+        sizes.append(len(slab._rows))
+    assert slab.used == 420
+    assert sizes == [256, 256, 384, 400, 420]
+
+
 def test_out_of_device_capacity_is_said_before_anything_happens() -> None:
     store = tiered(Tiers(device_bytes=10 * TOKEN))
     generator = torch.Generator().manual_seed(0)
@@ -317,6 +400,17 @@ def test_a_temporary_tier_goes_with_its_store() -> None:
     assert len(made) == 1
     store.close()
     assert not made.pop().exists()
+
+
+def test_a_closed_store_leaves_no_file_open(tmp_path: Path) -> None:
+    before = len(os.listdir("/dev/fd"))
+    for tiers in (Tiers(folder=tmp_path), Tiers(folder=tmp_path, read_only=True), Tiers(disk=True)):
+        store = tiered(tiers)
+        if not tiers.read_only:
+            add(store, *step(torch.Generator().manual_seed(0), 4))
+        store.full(0)
+        store.close()
+        assert len(os.listdir("/dev/fd")) == before
 
 
 def test_a_store_without_bounds_needs_no_disk() -> None:
