@@ -131,6 +131,20 @@ def test_a_stream_goes_on_from_its_folder(name: str, tmp_path: Path) -> None:
         assert said(session) == uninterrupted_cached(name, 12)
 
 
+def test_a_long_folder_is_taken_in_by_runs_of_whole_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with attach(LLAVA, policy_of("resv"), store=tiered(Tiers(folder=tmp_path), WEIGHTS)) as attachment:
+        session, _ = session_on(attachment)
+        list(session.stream(frames(9)))
+    monkeypatch.setattr("resv.huggingface.stream._TOKENS_AT_ONCE", 10)
+    asked, keys = [], TieredStore.keys
+    monkeypatch.setattr(TieredStore, "keys", lambda self, *part: asked.append(part) or keys(self, *part))
+    with attach(LLAVA, policy_of("resv"), store=tiered(Tiers(folder=tmp_path), WEIGHTS)) as attachment:
+        session, store = session_on(attachment)
+        assert asked == [(layer, at, min(at + 8, 36)) for layer in range(4) for at in range(0, 36, 8)]
+        assert_as_the_ledger_has_it(session, store)
+        assert said(session) == uninterrupted_cached("resv", 9)
+
+
 def test_a_stream_below_the_session_goes_on_and_begins_anew_too(tmp_path: Path) -> None:
     x = torch.randn((1, 9, 64), generator=torch.Generator().manual_seed(0))
     tiers = Tiers(folder=tmp_path)
