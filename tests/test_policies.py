@@ -71,23 +71,26 @@ def test_clusters_are_selected_whole_and_new_tokens_join_a_copy_of_the_table():
         assert set(joined.tolist()) <= set(update.eligible.tolist())
 
 
-def test_counts_follow_from_the_shapes():
-    policy = ReSV(predict="same_layer")
-    got = run(policy)[1]
-    n_new, clusters, rows = 4, got.tables[0].n_clusters, 4 * 4
-    founded = len(set(got.updates[0].assignment[got.updates[0].assignment >= clusters].tolist()))
-    touched = len(set(got.updates[0].assignment.tolist()))
+@pytest.mark.parametrize("table", ["layer", "kv_head"])
+def test_counts_follow_from_the_shapes(table):
+    got = run(ReSV(predict="same_layer", table=table))[1]
+    n_new, n_tables, rows_of_head = 4, len(got.tables), 2 * 4
+    clusters = [one.n_clusters for one in got.tables]
+    assigned = [set(update.assignment.tolist()) for update in got.updates]
+    touched = sum(map(len, assigned))
+    founded = sum(cluster >= n for n, of_table in zip(clusters, assigned, strict=True) for cluster in of_table)
+    scored = 2 // n_tables * sum(clusters)
     counts = got.counts
     assert counts.hash_macs == n_new * 32 * 32
-    assert n_new * clusters <= counts.hamming_compares <= n_new * clusters + n_new * founded
-    assert counts.score_elements == counts.exp_elements == rows * clusters
-    assert counts.score_macs == rows * clusters * 16
+    assert n_new * sum(clusters) <= counts.hamming_compares <= n_new * sum(clusters) + n_new * founded
+    assert counts.score_elements == counts.exp_elements == rows_of_head * scored
+    assert counts.score_macs == rows_of_head * scored * 16
     assert counts.score_elements * 32 >= counts.scanned_elements >= counts.score_elements
-    assert rows <= counts.exact_prefix_elements <= counts.selected_prefix_elements <= counts.score_elements
+    assert 2 * rows_of_head <= counts.exact_prefix_elements <= counts.selected_prefix_elements <= counts.score_elements
     assert counts.rows_without_mass == 0
-    key, index = 32 * 2, 4
-    assert counts.table_write_bytes == n_new * index + touched * (key + index) + founded * 4
-    assert counts.table_read_bytes == index * (2 * clusters + got.selected_tokens.sum()) + key * (touched - founded)
+    key, index = 32 // n_tables * 2, 4
+    assert counts.table_write_bytes == n_tables * n_new * index + touched * (key + index) + founded * 4
+    assert counts.table_read_bytes == index * (scored + got.selected_tokens.sum()) + key * (touched - founded)
 
 
 def test_sinks_are_attended_with_their_whole_cluster_and_do_not_compete():

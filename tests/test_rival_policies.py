@@ -65,6 +65,7 @@ def test_rekv_sees_a_window_while_frames_arrive_and_whole_frames_for_a_question(
     assert kept(got[QUESTION]) == kept(got[QUESTION], head=1) == expected
     counts = got[QUESTION].counts
     assert (counts.score_macs, counts.score_elements) == (macs, len(frames))
+    assert counts.score_rows == 1
     assert counts.score_read_bytes == len(frames) * TINY.n_query_heads * TINY.head_dim * 2
 
 
@@ -148,6 +149,19 @@ def test_rekv_of_vrex_takes_a_share_of_the_frames_in_every_step(probe, share):
     assert got.counts.score_macs == macs
 
 
+def test_rekv_of_vrex_scores_no_exempt_frame_and_always_attends_to_text():
+    layer = TinyTrace().layer_trace
+    policy = POLICIES["rekv_vrex"](frame_ratio=0.5, recent="exempt", recent_bytes=6 * TINY.kv_bytes_per_token)
+    state = policy.start(TINY, 1)
+    state.append(layer.keys[:, :13], [4, 4, 1, 4], ["frame", "frame", "question", "frame"])
+    assert state.residency()[0][0].tolist() == [False] * 7 + [True] * 6
+    state.append(layer.keys[:, 13:17], [4], ["frame"])  # now text is off the device, too
+    got = state.select(layer.queries[FRAME], layer.step_keys[FRAME])
+    assert got.counts.score_elements == 3  # the third in part
+    assert set(np.flatnonzero(got.candidates[0]).tolist()) == {*range(8), 9, 10}
+    assert {8, *range(11, 17)} <= kept(got)
+
+
 # --- InfiniGen ------------------------------------------------------------------------------------------
 
 
@@ -166,6 +180,13 @@ def test_infinigen_agrees_with_its_slow_twin(kind):
         assert [kept(got[probe], h) for h in range(2)] == expected
         assert (got[probe].counts.score_elements, got[probe].counts.score_macs) == (scores, macs)
         assert got[probe].counts.query_columns == TINY.n_query_heads * 5
+
+
+@pytest.mark.parametrize("caps", [{"row_cap": 0.01}, {"union_cap": 0.01}])
+def test_a_share_of_less_than_a_token_is_one_token(caps):
+    got = run("infinigenp", alpha=1e9, dense_layers=0, **{"row_cap": 1.0, "union_cap": 1.0, **caps})[DECODE]
+    rows = 1 if "union_cap" in caps else TINY.group
+    assert all(1 <= n <= rows for n in got.attended.sum(axis=1))
 
 
 def test_all_columns_speculate_the_true_scores_and_few_hold_most_of_them():
@@ -243,8 +264,20 @@ def test_quest_agrees_with_its_slow_twin_and_is_dense_before_decoding():
     assert counts.score_read_bytes == 12 * 2 * TINY.n_kv_heads * TINY.head_dim * 2
 
 
+def test_quest_takes_the_pages_of_every_row_and_counts_them_all():
+    layer = TinyTrace().layer_trace
+    state = POLICIES["quest"](page_tokens=8, budget_tokens=16, min_pages=1, dense_layers=0).start(TINY, 1)
+    state.append(layer.keys[:, :70], [70])
+    queries = layer.queries[QUESTION]
+    got = state.select(queries, layer.step_keys[QUESTION], "decode")
+    expected, scores, macs = naive.quest(layer.keys[:, :70], queries, 8, 2)
+    assert [kept(got, head) for head in range(2)] == expected
+    assert (got.counts.score_elements, got.counts.score_macs) == (scores, macs)
+
+
 def test_quest_reads_an_eighth_of_64k_tokens_with_a_budget_of_4k():
     assert POLICIES["quest"](budget_tokens=4096).read_fraction(65_536) == pytest.approx(1 / 8)
+    assert POLICIES["quest"](budget_tokens=4096).read_fraction(4000) == 1.0
 
 
 @pytest.mark.parametrize(("kind", "per_token"), [("infinigen", 5 * 2 * 2), ("quest", 2 * 2 * 16 * 2 / 8)])
@@ -275,6 +308,8 @@ def test_streamingllm_keeps_sinks_and_a_window_that_holds_the_step(probe, sinks,
 def test_a_step_that_does_not_fit_into_the_window_is_refused():
     with pytest.raises(ValueError, match="recent_size is 3, but a step brings 4 tokens"):
         run("streamingllm", recent_size=3)
+    with pytest.raises(ValueError, match="recent_size is 3, but a step brings 4 tokens"):
+        POLICIES["streamingllm"](recent_size=3).start(TINY, 0).append(TinyTrace().layer_trace.keys[:, :6], [2, 4])
 
 
 def test_flash_vstream_joins_the_frames_that_a_slow_twin_joins():
