@@ -74,6 +74,19 @@ def test_what_was_written_is_read_and_goes_on(tmp_path: Path) -> None:
     writer.close()
 
 
+def test_a_refresh_reads_what_is_new_and_nothing_that_was_counted(tmp_path: Path) -> None:
+    writer = BlockWriter(tmp_path, LAYOUT)
+    add(writer, 0)
+    reader = BlockReader(tmp_path)
+    assert reader.refresh() == 0
+    with (tmp_path / BLOCKS).open("r+b") as file:  # would be refused as damaged if it were read again
+        file.write(b"\xff" * LAYOUT.token_bytes)
+    for step in (1, 2):
+        add(writer, step)
+        assert reader.refresh() == 1
+    writer.close()
+
+
 def test_units_come_in_any_order(tmp_path: Path) -> None:
     written(tmp_path, 5)
     reader = BlockReader(tmp_path)
