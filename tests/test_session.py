@@ -261,6 +261,17 @@ def test_the_memories_of_a_batch_do_not_mix() -> None:
     assert torch.equal(together.tokens(), torch.cat([memory.tokens() for memory in alone]))
 
 
+@pytest.mark.parametrize(
+    ("shown", "stand_in"), [((9.0, 9.0, 0.0), 9.0), ((0.0, 9.0, 9.0), 9.0), ((0.0, 0.0, 9.0), 0.0)]
+)
+def test_the_frame_nearest_to_a_centroid_stands_for_it(shown: tuple[float, ...], stand_in: float) -> None:
+    memory = VisualMemory(FlashVStream(temporal=1, abstract=0, key_frames=1, pool=2))
+    for value in shown:
+        memory.add(torch.full((1, 2, 4), value))
+    centroid = sum(shown) / 3
+    assert memory.tokens()[0, :, 0].tolist() == [centroid, stand_in, stand_in, shown[-1], shown[-1]]
+
+
 def test_a_question_prefills_the_memory_and_nothing_else() -> None:
     answer = only_answers(events(FlashVStream(), 4, [(9.0, "what?")]))[0]
     memory = VisualMemory(FlashVStream())

@@ -181,14 +181,15 @@ def test_content_logits_spread_as_sharply_as_asked():
 def test_rows_of_a_step_agree_without_diversity_and_differ_with_it():
     latents = random_latents(100, np.random.default_rng(2))
 
-    def likeness(diversity):
+    def likeness(diversity, of="queries"):
         sharpness = PLAIN.sharpness.model_copy(update={"row_diversity": diversity})
         generator = PLAIN.model_copy(update={"sharpness": sharpness})
         keys = of_latents(latents, LLAMA3_8B, generator, n_step=10).layer(4, values=False)
-        rows = (keys.queries[0][:4].reshape(40, 128) @ keys.keys[0, :90].T).astype(np.float64)
+        rows = (getattr(keys, of)[0][:4].reshape(40, 128) @ keys.keys[0, :90].T).astype(np.float64)
         return np.corrcoef(rows)[np.triu_indices(40, 1)].mean()
 
     assert likeness(0.0) > 0.95 > likeness(0.3) > likeness(1.0)
+    assert likeness(0.0, "predicted_queries") > 0.95 > likeness(1.0, "predicted_queries")
     assert abs(likeness(1.0)) < 0.2
 
 

@@ -107,7 +107,11 @@ def test_a_policy_selects_the_same_from_the_file_as_from_the_source(file: Path) 
         np.testing.assert_array_equal(a, b)
 
 
-def test_values_are_read_and_written_only_when_asked_for(tmp_path: Path) -> None:
+def test_values_are_read_and_written_only_when_asked_for(file: Path, tmp_path: Path) -> None:
+    assert RecordedTrace(file).layer(1).values is not None
+    keys_alone = RecordedTrace(file).layer(1, values=False)
+    assert keys_alone.values is None
+    assert keys_alone.step_values is None
     path = tmp_path / "keys.safetensors"
     write_trace(path, MadeTrace(), values=False)
     layer = RecordedTrace(path).layer(1)

@@ -74,6 +74,14 @@ def test_a_video_may_end_one_frame_too_early():
     assert 40 in plan_steps(workload, 4, 10).skipped
 
 
+@pytest.mark.parametrize(("n", "probed"), [(1, (10, 20, 40, 50)), (2, (0, 10, 20, 30, 40, 50)), (9, range(0, 60, 10))])
+def test_frames_that_warm_up_are_probed_once_and_not_measured(n, probed):
+    workload = ProbeWorkload(kv_lengths_tokens=(22, 50), stages=("frame",), warmup_frames=n)
+    probes = plan_steps(workload, 9, 10).probes
+    assert [probe.first_token for probe in probes] == list(probed)
+    assert [probe.first_token for probe in probes if workload.measures(probe, 10)] == [20, 50]
+
+
 def test_a_session_probes_every_step():
     plan = plan_steps(SessionWorkload(), 30, 10)
     assert plan.n_tokens == 26 * 10 + 25 + 39
