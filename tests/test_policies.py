@@ -3,6 +3,8 @@
 Laws of all policies are in test_policy_conformance.py.
 """
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from pydantic import ValidationError
@@ -122,9 +124,10 @@ def test_equal_policies_select_the_same(policy):
         assert np.array_equal(c.attended, alone.attended)
 
 
-def test_the_fetch_of_full_is_what_lies_below_the_window():
+def test_the_fetch_of_full_is_what_lies_below_the_window_and_costs_no_other_work():
     for probe, got in zip(TinyTrace.probes, run(POLICIES["full"](recent_bytes=RECENT_BYTES)), strict=True):
         assert got.fetched_tokens.tolist() == [max(0, probe.first_token - CAPACITY)] * 2
+        assert not any(asdict(got.counts).values())
 
 
 @pytest.mark.parametrize(
