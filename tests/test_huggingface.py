@@ -173,6 +173,22 @@ def test_a_dropped_fork_leaves_no_trace_and_a_kept_one_is_the_stream(kind):
     assert held == never[1]
 
 
+def test_after_an_error_a_fork_is_dropped_even_where_it_was_to_be_kept():
+    model = model_named("tiny-llama")
+    with resv.attach(model, small("topk")) as attachment:
+        stream = attachment.new_stream()
+        stream.forward(embeds(model, 4))
+        with pytest.raises(KeyError), stream.fork() as aside:
+            stream.forward(embeds(model, 3), "question")
+            aside.keep()
+            raise KeyError
+        assert stream.n_tokens == stream.store.n_tokens == 4
+        with stream.fork() as aside:
+            stream.forward(embeds(model, 3), "question")
+            aside.keep()
+        assert stream.n_tokens == stream.store.n_tokens == 7
+
+
 def test_a_probe_leaves_the_cache_as_it_is():
     model = model_named("tiny-llama")
     x = embeds(model)

@@ -24,7 +24,7 @@ class Mark(NamedTuple):
 
 
 class Fork(AbstractContextManager["Fork"]):
-    """Steps that are dropped again at the end of the block, or after an exception, unless kept."""
+    """Steps that are dropped again at the end of the block unless kept, and after an exception in any case."""
 
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
