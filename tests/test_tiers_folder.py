@@ -192,11 +192,14 @@ def test_another_models_folder_is_refused_with_the_difference(tmp_path: Path) ->
     BlockWriter(tmp_path, LAYOUT).close()  # the refusal left the lock free
 
 
-def test_weights_are_compared_where_both_are_known(tmp_path: Path) -> None:
+def test_weights_are_compared_where_both_are_known_and_equal_ones_are_the_same_model(tmp_path: Path) -> None:
     BlockWriter(tmp_path, Layout("small", 3, 2, 4, "float16", weights="abc")).close()
     BlockReader(tmp_path, LAYOUT)
     with pytest.raises(FolderError, match="weights is abc, not xyz"):
         BlockReader(tmp_path, Layout("small", 3, 2, 4, "float16", weights="xyz"))
+    BlockReader(tmp_path, Layout("renamed", 3, 2, 4, "float16", weights="abc")).close()
+    with pytest.raises(FolderError, match=r"model is small, not renamed\."):
+        BlockReader(tmp_path, Layout("renamed", 3, 2, 4, "float16"))
 
 
 def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
