@@ -132,6 +132,14 @@ def test_bytes_are_on_the_disk_before_the_line_that_counts_them(
     writer.close()
 
 
+def test_a_line_that_does_not_follow_the_one_before_counts_no_step(tmp_path: Path) -> None:
+    written(tmp_path, 3)
+    index = tmp_path / INDEX
+    lines = index.read_bytes().splitlines(keepends=True)
+    index.write_bytes(b"".join([*lines, lines[0]]))
+    assert_holds(BlockReader(tmp_path), 3)
+
+
 @pytest.mark.parametrize("cut", [1, 5, 40])
 def test_a_torn_line_is_dropped_and_written_again(tmp_path: Path, cut: int) -> None:
     written(tmp_path, 3)

@@ -305,6 +305,25 @@ def test_text_reaches_the_folder_with_the_next_frame_and_is_read_as_it_was(tmp_p
     read.close()
 
 
+def test_a_reader_looks_again_only_after_its_own_tokens_were_taken_back(tmp_path: Path) -> None:
+    generator, tiers = torch.Generator().manual_seed(10), Tiers(folder=tmp_path)
+    writer = tiered(tiers)
+    add(writer, *step(generator, 4))
+    reader = tiered(tiers.model_copy(update={"read_only": True}))
+    add(reader, *step(generator, 3))
+    made = step(generator, 4)
+    add(writer, *made)
+    with pytest.raises(TierError, match="3 tokens were added to a folder that is read only: take them back first"):
+        reader.refresh()
+    reader.truncate(4)
+    assert reader.refresh() == 4
+    assert torch.equal(reader.full(1)[1][:, :, 4:], made[1][1])
+    with pytest.raises(TierError, match="read only cannot forget: it holds 8 tokens"):
+        reader.truncate(7)
+    writer.close()
+    reader.close()
+
+
 def test_of_text_taken_back_in_part_the_rest_reaches_the_folder(tmp_path: Path) -> None:
     generator, tiers = torch.Generator().manual_seed(9), Tiers(folder=tmp_path)
     store, plain = tiered(tiers), MemoryStore(SHAPE, 1, CPU, torch.float32)
