@@ -233,6 +233,23 @@ def test_small_extents_fetch_slower_for_the_same_bytes(kind: str) -> None:
     assert small.n_transactions > large.n_transactions
 
 
+@pytest.mark.parametrize(("channels", "bound"), [(8, "link_busy_ps"), (1, "tier_busy_ps")])
+def test_host_memory_answers_after_its_latency_and_takes_the_slower_of_memory_and_link(
+    channels: int, bound: str
+) -> None:
+    memory = DramConfig(**read("memory", "ddr4_3200") | {"n_channels": channels})
+    host = tier("host_dram").model_copy(update={"memory": memory})
+    assert host.memory is not None
+    latency_ps = host.memory.unloaded_latency_ps
+    got = host.fetch(np.full(4_096, 2_048))
+    assert got.first_byte_ps == latency_ps > 0
+    assert got.time_ps == latency_ps + getattr(got, bound) == latency_ps + max(got.link_busy_ps, got.tier_busy_ps)
+    assert got.tier_busy_ps > got.payload_bytes / host.memory.peak_bytes_per_s * 1e12
+    sent = host.write(1 << 24)
+    assert sent.time_ps == getattr(sent, bound) == max(sent.link_busy_ps, sent.tier_busy_ps)
+    assert sent.tier_busy_ps > sent.payload_bytes / host.memory.peak_bytes_per_s * 1e12
+
+
 def test_a_relay_reads_and_writes_every_byte_of_host_memory_and_a_drive_has_none() -> None:
     extents, host = np.full(4_096, 256), tier("host_dram")
     assert host.memory is not None
@@ -277,6 +294,10 @@ def test_what_is_moved_is_priced(kind: str, names: set[str]) -> None:
     assert actions["link_lane_ps"] == tier(kind).link.lanes * timing.link_busy_ps
     written = tier(kind).write_actions(tier(kind).write(4096))
     assert written["link_bytes"] == 4096
+    assert written["link_lane_ps"] == tier(kind).link.lanes * tier(kind).write(4096).link_busy_ps
+    held = {"ssd_write_bytes": 4096, "ssd_busy_ps": sustained_write_ps(ssd(), 4096)}
+    on_tier = {name: count for name, count in written.items() if not name.startswith("link")}
+    assert on_tier == (held if kind == "ssd" else {"host_dram_bytes": 4096})
 
 
 def test_capacity_is_the_devices_unless_it_is_given() -> None:
