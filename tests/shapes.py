@@ -33,3 +33,10 @@ TINY = ModelShape(
     ffn=128,
     vocab=100,
 )
+SEEING = TINY.model_copy(
+    update={
+        "vision": VisionShape(
+            name="tiny", n_layers=2, hidden=48, ffn=96, n_heads=3, n_patches=20, patch_elements=75, image_px=28
+        )
+    }
+)

@@ -15,14 +15,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from dre_sim import gpu_kernels as kernels
 from dre_sim import gpu_retrieval as retrieval
 from dre_sim.breakdown import prediction_ps
 from dre_sim.gpu import Gpu, GpuConfig, OutOfMemoryError, check_capacity, device_bytes
 from dre_sim.lowering import dense_step
 from dre_sim.statistics import OperatingPoint, statistics_step
+from dre_sim.timeline import covered_ps
 from dre_sim.workload import Cut, FetchWork, PredictMode, StepWork
 from tests.gpu_platforms import A100, A100_EAGER, EAGER, ORIN, PAPER, PLATFORMS, full_step, milliseconds, resv_step
-from tests.shapes import LLAMA3_8B, TINY
+from tests.shapes import LLAMA3_8B, SEEING, TINY
 
 STEPS: dict[str, Callable[[], StepWork]] = {
     "dense": lambda: dense_step(TINY, 4, 50),
@@ -120,6 +122,37 @@ def test_llama_cpp_launches_23_kernels_a_layer() -> None:
     assert Gpu(A100.model_copy(update={"stack": "ggml"})).simulate(work).actions["kernel_launches"] == 32 * 23 + 1
 
 
+@pytest.mark.parametrize(
+    ("stack", "layer", "encoder"), [("eager", 32 + 7, 10), ("modules", 17 + 5, 3), ("fused", 4 + 4, 3), ("graph", 8, 3)]
+)
+def test_a_frame_launches_and_computes_what_its_stack_makes_of_it(stack: str, layer: int, encoder: int) -> None:
+    """Three decoder layers, two of the encoder; the encoder's softmax is part of the kernel of its scores."""
+    config = ORIN.model_copy(update={"stack": stack})
+    work = dense_step(SEEING, 10, 100)
+    timeline = Gpu(config).simulate(work)
+    assert timeline.actions["kernel_launches"] == len(work.vision) + 2 * encoder + 3 * (layer + 2) + 1
+    gemms = [*work.vision, *work.head, *(g for la in work.layers for g in la.gemms)]
+    macs = sum(g.macs for g in gemms) + sum(la.attention.macs for la in work.layers)
+    assert timeline.actions["gpu_flops"] == 2 * macs
+    *products, vectors = (s for s in timeline.on("gpu") if s.what == "vision")
+    assert len(products) == len(work.vision)
+    elements = 2 * 20 * (4 * 48 + 96)
+    alone = kernels.elementwise(config, elements, 2 * encoder)
+    assert vectors.duration_ps == alone.busy_ps
+
+
+@pytest.mark.parametrize("copies", [0, 1, 2])
+def test_every_staging_copy_reads_and_writes_what_arrives_once_more(copies: int) -> None:
+    work = full_step(TINY, 5_000)
+    timeline, direct = (
+        Gpu(ORIN.model_copy(update={"staging_copies": n, "fetch": "synchronous"})).simulate(work) for n in (copies, 0)
+    )
+    arriving = sum(s.n_bytes for s in timeline.on("link"))
+    for action in ("dram_read_bytes", "dram_write_bytes"):
+        assert timeline.actions[action] - direct.actions[action] == copies * arriving
+    assert sum(s.n_bytes for s in timeline.on("dram") if s.what == "fetch") == (1 + 2 * copies) * arriving
+
+
 def test_modules_wait_for_their_own_host_time() -> None:
     """13 kernels a layer at `module_ps`; where a platform gives none, at that of an eager operator."""
     work = dense_step(LLAMA3_8B, 1, 4, kind="decode", n_layers=8)
@@ -177,9 +210,10 @@ def test_flexgen_at_40k_is_bound_by_the_link() -> None:
     assert busy <= timeline.end_ps <= busy * 1.1
 
 
-def test_flexgen_loads_one_layer_ahead_in_two_buffers() -> None:
-    timeline = Gpu(ORIN).simulate(full_step(LLAMA3_8B, 20_000))
-    fetch = {s.layer: s for s in timeline.on("link")}
+@pytest.mark.parametrize("config", [ORIN, A100_EAGER.model_copy(update={"fetch": "overlapped"})], ids=["own", "relay"])
+def test_flexgen_loads_one_layer_ahead_in_two_buffers(config: GpuConfig) -> None:
+    timeline = Gpu(config).simulate(full_step(LLAMA3_8B, 20_000))
+    fetch = {s.layer: s for s in reversed(timeline.on("link"))}
     attention = {s.layer: s for s in timeline.on("gpu") if s.what == "attention"}
     layer_end = {s.layer: s.end_ps for s in timeline.on("gpu") if s.what == "linear"}
     for layer in range(2, 32):
@@ -248,11 +282,25 @@ def test_copy_threads_are_busy_while_a_fetch_runs() -> None:
     assert "host_copy_ps" not in alone.actions
 
 
-def test_synchronous_fetch_adds_up() -> None:
-    work = full_step(LLAMA3_8B, 20_000)
-    timeline = Gpu(ORIN.model_copy(update={"fetch": "synchronous"})).simulate(work)
-    busy = timeline.busy_ps("link") + timeline.busy_ps("gpu")
-    assert timeline.end_ps == pytest.approx(busy, rel=0.02)
+@pytest.mark.parametrize("step", ["full", "resv"])
+def test_nothing_is_launched_or_computed_during_a_synchronous_fetch(step: str) -> None:
+    timeline = Gpu(ORIN.model_copy(update={"fetch": "synchronous"})).simulate(STEPS[step]())
+    working = [s for s in timeline.spans if s.resource in ("host", "gpu")]
+    for fetch in timeline.on("link"):
+        assert all(s.end_ps <= fetch.start_ps or s.start_ps >= fetch.end_ps for s in working)
+    busy = timeline.busy_ps("link") + covered_ps((s.start_ps, s.end_ps) for s in working)
+    assert timeline.end_ps == busy
+
+
+@pytest.mark.parametrize(
+    ("step", "chunk_bytes", "kernels_a_layer"), [("full", 512, 1), ("resv", 512, 2), ("resv", 0, 1)]
+)
+def test_only_a_selection_that_lies_in_chunks_is_gathered(step: str, chunk_bytes: int, kernels_a_layer: int) -> None:
+    work = STEPS[step]()
+    layers = (replace(la, attention=replace(la.attention, chunk_bytes=chunk_bytes)) for la in work.layers)
+    timeline = Gpu(ORIN).simulate(replace(work, layers=tuple(layers)))
+    attention = [s for s in timeline.on("gpu") if s.what == "attention"]
+    assert len(attention) == kernels_a_layer * LLAMA3_8B.n_layers
 
 
 def _copy_gb_per_s(extent_bytes: int, **changes: Any) -> float:

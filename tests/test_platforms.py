@@ -15,9 +15,8 @@ from dre_sim.platforms import PLATFORMS, OutOfMemoryError, VRex, VRexConfig
 from dre_sim.scheduler import DRAM
 from dre_sim.statistics import OperatingPoint, statistics_step
 from dre_sim.workload import Cut, PredictMode, StepWork
-from resv.trace import VisionShape
 from tests.bundled import platform
-from tests.shapes import LLAMA3_8B, TINY
+from tests.shapes import LLAMA3_8B, SEEING, TINY
 
 POINT = OperatingPoint(ratio=0.15, resident_tokens=5_000)
 NAMES = ("vrex8", "vrex48", "agx_orin", "agx_orin_eager", "agx_orin_paper", "a100", "a100_eager")
@@ -224,14 +223,6 @@ def test_the_same_work_gives_the_same_timeline() -> None:
 
 
 # -- what the units do ------------------------------------------------------------------------------------
-
-SEEING = TINY.model_copy(
-    update={
-        "vision": VisionShape(
-            name="v", n_layers=2, hidden=48, ffn=96, n_heads=3, n_patches=20, patch_elements=75, image_px=28
-        )
-    }
-)
 
 
 def changed(work: StepWork, *, dre: dict[str, int] | None, layer: dict[str, int], **fields: Any) -> StepWork:
