@@ -236,14 +236,13 @@ def _prediction(
         return None
     batch = len(streams)
     kv_dim = shape.n_kv_heads * shape.head_dim
-    element_bytes = shape.kv_bits // 8
     tables = sum(len(sel.tables) for sel in streams)
     hash_gemm = None
     hash_bits = method.hash_bits
     if hash_bits and tables:
         # Hyperplanes are D_table x B; a table per head hashes D, a shared one H·D.
         depth = kv_dim * batch // tables
-        hash_gemm = Gemm("hash", rows * tables, depth, hash_bits, depth * hash_bits * element_bytes)
+        hash_gemm = Gemm("hash", rows * tables, depth, hash_bits, depth * hash_bits * shape.kv_bits // 8)
     query_gemm = None
     if predict == "next_layer" and layer > 0:
         q_dim = max(sel.counts.query_columns for sel in streams) or shape.n_query_heads * shape.head_dim
@@ -260,7 +259,7 @@ def _prediction(
         score_macs=score_macs,
         # Each representative key is read once per step for all rows of its KV head.
         score_read_bytes=sum(
-            c.score_read_bytes or c.score_macs // max(1, rows * shape.group) * element_bytes for c in counts
+            c.score_read_bytes or c.score_macs // max(1, rows * shape.group) * shape.kv_bits // 8 for c in counts
         ),
         exp_elements=sum(sel.counts.exp_elements for sel in streams),
         new_tokens=rows * batch,

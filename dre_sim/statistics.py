@@ -62,14 +62,13 @@ def _with_retrieval(
     fetched: int,
     point: OperatingPoint,
 ) -> LayerWork:
-    token_bytes = shape.head_dim * shape.kv_bits // 8
+    token_bytes = -(-shape.kv_bytes(1) // 2)
     whole, rest = divmod(fetched, point.tokens_per_cluster)
     sizes = [point.tokens_per_cluster] * whole + ([rest] if rest else [])
     extents = np.tile(np.array(sizes, dtype=np.int64) * token_bytes, 2 * shape.n_kv_heads * batch)
     fetch = FetchWork(extents, int(extents.sum()), fetched * shape.n_kv_heads * batch) if fetched else None
     attended = np.full((batch, shape.n_kv_heads), resident + fetched, dtype=np.int64)
-    heads = attended.size
-    kv_read_bytes = (int(attended.sum()) + n_new * heads) * 2 * token_bytes
+    kv_read_bytes = shape.kv_bytes(int(attended.sum()) + n_new * attended.size)
     attention = replace(
         layer.attention,
         cached_tokens=attended,
@@ -93,14 +92,13 @@ def _prediction(
         return None
     clusters = -(-int(cached.max()) // point.tokens_per_cluster)
     rows, kv_dim = n_new * shape.n_query_heads * batch, shape.n_kv_heads * shape.head_dim
-    element_bytes = shape.kv_bits // 8
     q_dim = shape.n_query_heads * shape.head_dim
     query = Gemm("predict_query", n_new * batch, shape.hidden, q_dim, shape.hidden * q_dim * shape.weight_bits // 8)
     return PredictionWork(
-        hash_gemm=Gemm("hash", n_new * batch, kv_dim, point.hash_bits, kv_dim * point.hash_bits * element_bytes),
+        hash_gemm=Gemm("hash", n_new * batch, kv_dim, point.hash_bits, kv_dim * point.hash_bits * shape.kv_bits // 8),
         query_gemm=query if point.predict == "next_layer" and layer > 0 else None,
         score_macs=rows * clusters * shape.head_dim,
-        score_read_bytes=clusters * kv_dim * element_bytes * batch,
+        score_read_bytes=clusters * kv_dim * batch * shape.kv_bits // 8,
         exp_elements=rows * clusters,
         new_tokens=n_new * batch,
         clusters=clusters,

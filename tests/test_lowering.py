@@ -7,7 +7,7 @@ import pytest
 
 from dre_sim.lowering import LayerTransfers, dense_step, linear_gemms, lower, vision_gemms, vision_vector_elements
 from dre_sim.workload import FetchWork, Method
-from resv.selection import Counts, LayerSelection, Selection
+from resv.selection import ClusterTable, ClusterUpdate, Counts, LayerSelection, ScoreRows, Selection
 from resv.trace import Step
 from tests.shapes import LLAMA3_8B, SIGLIP_L_384, TINY
 
@@ -52,6 +52,14 @@ def test_attention_counts_cached_tokens_and_the_causal_half_of_the_new_ones() ->
     pairs = TINY.n_kv_heads * (3 * 7 + 3 * 4 // 2)
     assert a.macs == 2 * TINY.group * TINY.head_dim * pairs
     assert a.kv_read_bytes == (7 + 3) * TINY.kv_bytes_per_token_layer
+
+
+def test_a_layers_elements_follow_the_closed_forms() -> None:
+    """Three new tokens behind seven, two streams: a probability per pair; two norms and residuals, RoPE, SwiGLU."""
+    layer = dense_step(TINY, 3, 7, batch=2).layers[0]
+    assert layer.softmax_elements == 2 * TINY.n_query_heads * (3 * 7 + 3 * 4 // 2)
+    assert layer.vector_elements == 2 * 3 * (4 * 64 + (4 + 2) * 16 + 2 * 128)
+    assert layer.kv_write_bytes == 2 * 3 * TINY.kv_bytes_per_token_layer
 
 
 def test_batch_multiplies_rows_and_cache_but_not_weights() -> None:
@@ -121,6 +129,52 @@ def test_the_first_layer_predicts_with_its_own_query_and_later_ones_project_a_pr
     assert predictions[0].query_gemm is None
     assert predictions[1].query_gemm is not None
     assert work.layers[0].fetch is None
+
+
+def _clustering(columns: int, eligible: int, n_tables: int, **counts: int) -> Selection:
+    """Two KV heads with four query rows a new token; three new tokens clustered in each table."""
+    one = _selection(50, 20)
+    nothing = np.zeros(columns, np.int32)
+    table = ClusterTable(nothing, nothing.astype(np.uint64), nothing, nothing == 0, nothing, nothing)
+    update = ClusterUpdate(np.zeros(3, np.uint64), np.arange(eligible, dtype=np.int32), np.zeros(3, np.int32))
+    rows = ScoreRows(np.zeros((6, columns), np.float32), nothing, nothing, nothing == 0)
+    scored = 3 * TINY.n_query_heads * columns
+    made = Counts(score_macs=scored * 16, score_elements=scored, exp_elements=scored, **counts)
+    layers = (
+        replace(la, counts=made, tables=(table,) * n_tables, updates=(update,) * n_tables, rows=(rows,) * 2)
+        for la in one.layers
+    )
+    return Selection("resv", one.step, tuple(layers))
+
+
+@pytest.mark.parametrize("kv_bits", [4, 8, 16])
+@pytest.mark.parametrize("n_tables", [1, 2])
+def test_a_prediction_asks_for_what_its_streams_cluster_and_score(n_tables: int, kv_bits: int) -> None:
+    """Streams of 9 and 11 clusters, of which 5 and 7 take members; a key is hashed and scored once."""
+    shape = TINY.model_copy(update={"kv_bits": kv_bits})
+    kept = {"table_read_bytes": 100, "table_write_bytes": 50, "vector_elements": 7}
+    selections = [_clustering(9, 5, n_tables, **kept), _clustering(11, 7, n_tables, **kept)]
+    nothing = [[LayerTransfers(FetchWork(np.zeros(0, dtype=np.int64), 0, 0), 0, 0)] * 3] * 2
+    layer = lower(shape, selections, nothing, "next_layer", Method(hash_bits=24)).layers[1]
+    assert layer.vector_elements == dense_step(shape, 3, 50, batch=2).layers[1].vector_elements + 2 * 7
+    p = layer.prediction
+    assert p is not None
+    assert p.hash_gemm is not None
+    assert p.query_gemm is not None
+    hashed, depth = 2 * 3 * n_tables, 2 * 16 // n_tables
+    assert (p.hash_gemm.m, p.hash_gemm.k, p.hash_gemm.n) == (hashed, depth, 24)
+    assert p.hash_gemm.weight_bytes == depth * 24 * kv_bits // 8
+    assert (p.query_gemm.m, p.query_gemm.k, p.query_gemm.n, p.query_gemm.weight_bytes) == (6, 64, 64, 64 * 64 * 2)
+    assert (p.new_tokens, p.tables, p.comparisons) == (6, 2 * n_tables, 3 * n_tables * (5 + 7))
+    assert (p.clusters, p.score_rows, p.score_depth, p.kv_heads) == (10, 24, 16, 4)
+    assert (p.score_macs, p.exp_elements) == (12 * 20 * 16, 12 * 20)
+    assert p.score_read_bytes == 2 * 20 * 16 * kv_bits // 8
+    assert (p.table_read_bytes, p.table_write_bytes) == (200, 100)
+    fewer = [_clustering(9, 5, n_tables, query_columns=24), _clustering(11, 7, n_tables, score_rows=4)]
+    p = lower(shape, fewer, nothing, "next_layer", Method(heads_together=True)).layers[1].prediction
+    assert p is not None
+    assert p.query_gemm is not None
+    assert (p.hash_gemm, p.query_gemm.n, p.kv_heads, p.score_rows) == (None, 24, 2, 12 + 4)
 
 
 def test_streams_that_disagree_on_the_step_are_refused() -> None:
