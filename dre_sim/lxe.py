@@ -163,8 +163,7 @@ def attention(config: LxeConfig, rows: int, group: int, head_dim: int, cached_to
     products = [shape for t in tokens for shape in ((head_dim, t), (t, head_dim))]
     traffic = [_traffic(config, query_rows, k, n, passes) for k, n in products]
     query_bytes = heads * query_rows * head_dim * config.operand_bytes
-    if sharers > 1:
-        cycles += (sharers - 1).bit_length() * _vpe_cycles(config, query_rows * head_dim, 1)
+    cycles += (sharers - 1).bit_length() * _vpe_cycles(config, query_rows * head_dim, 1)
     return GemmCycles(
         cycles=cycles,
         macs=2 * query_rows * head_dim * sum(tokens),

@@ -98,6 +98,13 @@ def test_attention_agrees_with_the_twin(
     assert (got.sram_read_bytes, got.sram_write_bytes) == (read, write + query_bytes)
 
 
+def test_keys_and_values_stream_again_for_query_rows_beyond_the_sram() -> None:
+    """A row of 128: query 256 B, sums and 64 scores 768 B; 368 rows beside two tiles in 384 KiB."""
+    cached = np.full((1, 8), 1000, dtype=np.int64)
+    passes = [lxe.attention(LxeConfig(), rows, 2, 128, cached).weight_passes for rows in (184, 185, 368, 369)]
+    assert passes == [1, 2, 2, 3]
+
+
 def test_closed_form_of_a_frame_step_projection() -> None:
     """8 cores x 64 columns: 4,096 columns are 8 blocks a core, 64 K chunks, 10 rows each, 8 load, 8 drain."""
     got = lxe.gemm(LxeConfig(), 10, 4096, 4096)
