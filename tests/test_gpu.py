@@ -424,6 +424,35 @@ def test_a_policy_without_tables_is_charged_for_no_clustering_and_no_sort(cut: C
     assert theirs.host_ps - shared.host_ps == retrieval.HEAD_OPS * (rival.kv_heads - 1) * ORIN.dispatch_ps
 
 
+@pytest.mark.parametrize(
+    ("cut", "operators", "score_bytes"),
+    [("wicsum", 16, 13 * 4 + 4 * 8), ("topk", 4, 4 + 8), ("threshold", 11, 6 * 4 + 8)],
+)
+def test_a_selection_passes_over_scores_that_do_not_fit_in_l2(cut: Cut, operators: int, score_bytes: int) -> None:
+    """Read and written: 4 B of a score in each pass of an operator, 8 B in each of a sort's; in all of top-k's, 8 B."""
+    p = resv_step(LLAMA3_8B, 5000, 0.2).layers[1].prediction
+    assert p is not None
+    p = replace(p, cut=cut, clusters=100_000, query_gemm=None)
+    stage, scores = retrieval.select(ORIN, p), 10 * 32 * 100_000
+    assert stage.host_ps == (operators + 5 * 8) * ORIN.dispatch_ps
+    assert stage.kernel.flops == 2 * p.score_macs
+    assert stage.kernel.read_bytes == p.score_read_bytes + scores * score_bytes
+    assert stage.kernel.write_bytes == scores * score_bytes
+
+
+def test_clustering_without_a_hash_product_is_its_tokens_alone() -> None:
+    p = resv_step(LLAMA3_8B, 5000, 0.2).layers[1].prediction
+    assert p is not None
+    assert p.hash_gemm is not None
+    p = replace(p, table_read_bytes=300, table_write_bytes=500)
+    hashed, bare = (retrieval.cluster(ORIN, replace(p, hash_gemm=g)) for g in (p.hash_gemm, None))
+    assert (hashed.host_ps, bare.host_ps) == (104 * ORIN.dispatch_ps, 100 * ORIN.dispatch_ps)
+    assert (hashed.kernel.flops, bare.kernel.flops) == (p.hash_gemm.flops, 0)
+    assert (bare.kernel.read_bytes, bare.kernel.write_bytes) == (300, 500)
+    assert hashed.kernel.read_bytes == 300 + p.hash_gemm.weight_bytes
+    assert (bare.kernel.launches, hashed.kernel.launches) == (100, 104)
+
+
 def test_selection_grows_with_the_clusters() -> None:
     small, large = (resv_step(LLAMA3_8B, kv, 0.2).layers[1].prediction for kv in (5000, 40_000))
     assert small is not None

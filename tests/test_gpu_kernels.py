@@ -127,6 +127,32 @@ def test_attention_laws(rows: int, tokens: int, mode: str) -> None:
     assert cost(rows + 1, tokens).busy_ps >= base.busy_ps
 
 
+@pytest.mark.parametrize(("rows", "fused", "eager"), [(1, 16 / 4, 1), (4, 16 / 16, 64 / 4), (10, 64 / 40, 64 / 10)])
+def test_attention_computes_whole_tiles_of_rows(rows: int, fused: float, eager: float) -> None:
+    """Fused: the rows of four query heads in tiles of 16, then 64; eager: those of one in tiles of 64, or alone."""
+    layer = dense_step(LLAMA3_8B, rows, 1000, n_layers=1).layers[0]
+    config = ORIN.model_copy(update={"dram_bytes_per_s": 1e30, "kernel_gap_ps": 0})
+    macs = 32 * 128 * (1000 * rows + rows * (rows + 1) // 2) * 2
+    kernel = kernels.attention(config, layer.attention, layer.softmax_elements)
+    assert kernel.busy_ps == round(2 * macs * fused / config.flops_per_s(config.attention_share) * 1e12)
+    kernel = kernels.attention(config.model_copy(update={"attention": "eager"}), layer.attention, 0)
+    rate = config.cuda_flops_per_s if rows == 1 else config.flops_per_s(config.gemm_share)
+    executed = macs + 2 * 32 * 128 * (rows * (rows - 1) // 2)
+    assert kernel.busy_ps == round(2 * executed * eager / rate * 1e12)
+
+
+def test_an_encoders_scores_are_written_and_read_where_attention_is_eager() -> None:
+    """16 heads of 576 patches, 24 B a score as in the decoder; the product with V reads nothing from memory."""
+    scores, context = Gemm(kernels.VISION_SCORES, 16 * 576, 64, 576), Gemm("vision_context", 16 * 576, 576, 64)
+    config = ORIN.model_copy(update={"dram_bytes_per_s": 1e30})
+    for attention, share, n_bytes in (("fused", ORIN.attention_share, 0), ("eager", ORIN.gemm_share, 16 * 576**2 * 24)):
+        for g, expected in ((scores, n_bytes), (context, 0)):
+            kernel = kernels.encoder_attention(config.model_copy(update={"attention": attention}), g)
+            assert kernel.read_bytes == kernel.write_bytes == expected // 2
+            assert kernel.busy_ps == round(g.flops / config.flops_per_s(share) * 1e12) + ORIN.kernel_gap_ps
+            assert (kernel.flops, kernel.launches) == (2 * 16 * 576 * 576 * 64, 1)
+
+
 def test_eager_attention_repeats_the_cache() -> None:
     layer = dense_step(LLAMA3_8B, 10, 40_000, n_layers=1).layers[0]
     fused = kernels.attention(ORIN, layer.attention, layer.softmax_elements)
