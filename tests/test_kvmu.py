@@ -186,8 +186,8 @@ def test_table_overhead_is_1_67_pct_at_32_tokens_a_cluster():
     kv_bytes = 32 * 100 * llama.kv_bytes_per_token_layer
     shared = hc_table_bytes(llama, 100, 3200, 32, "layer") / kv_bytes
     per_head = hc_table_bytes(llama, 8 * 100, 3200, 32, "kv_head") / kv_bytes
-    assert 100 * shared == pytest.approx(1.67, abs=0.02)
-    assert 100 * per_head == pytest.approx(2.42, abs=0.005)
+    assert shared == (8 * 128 * 2 + 4 + 4 + 4 + 32 * 4) / 131_072 == pytest.approx(0.0167, abs=5e-5)
+    assert per_head == (128 * 2 + 4 + 4 + 4 + 32 * 4) / 16_384 == pytest.approx(0.0242, abs=5e-5)
 
 
 def test_a_fetch_plan_reports_the_size_of_its_tables():
