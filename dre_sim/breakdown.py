@@ -19,7 +19,7 @@ def exposed_ps(timeline: Timeline) -> dict[str, int]:
     not hide.
     """
     end_of_step = timeline.end_ps
-    spans = [s for s in timeline.spans if s.resource != DRAM and s.start_ps < min(s.end_ps, end_of_step)]
+    spans = [s for s in timeline.spans if s.resource != DRAM]
     rank = {id(s): (s.resource not in COMPUTE, s.start_ps) for s in spans}
     starts = sorted(spans, key=lambda s: s.start_ps)
     edges = sorted({0, end_of_step} | {min(t, end_of_step) for s in spans for t in (s.start_ps, s.end_ps)})
