@@ -11,7 +11,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dre_sim.link import LinkConfig, transfer
+from dre_sim.link import LinkConfig, LinkResult, transfer
 
 CONFIGS = Path(__file__).parent.parent / "configs" / "link"
 
@@ -30,10 +30,20 @@ def test_28_bytes_in_156_are_no_payload(name: str, raw: float, payload: float) -
     assert link.payload_gb_per_s == pytest.approx(payload, abs=1e-3)
 
 
-def test_long_transfer_runs_at_the_payload_rate() -> None:
-    link = load("pcie3_x4")
+@pytest.mark.parametrize("efficiency", [1.0, 0.8])
+def test_long_transfer_runs_at_the_payload_rate(efficiency: float) -> None:
+    link = load("pcie3_x4", efficiency=efficiency)
     got = transfer(link, np.array([128 * 10**6]))
     assert got.payload_bytes * 1e3 / got.time_ps == pytest.approx(link.payload_gb_per_s)
+    assert link.payload_gb_per_s == pytest.approx(efficiency * 4.0 * 128 / 156)
+    assert transfer(load("pcie3_x4", latency_ps=5_000), np.array([], np.int64)) == LinkResult(0, 0, 0, 0, 0)
+
+
+def test_latency_comes_once_and_the_cost_of_a_transfer_with_every_extent() -> None:
+    extents = np.array([128, 4096, 1])
+    plain = transfer(load("pcie3_x4"), extents)
+    costly = transfer(load("pcie3_x4", latency_ps=5_000, transfer_ps=700), extents)
+    assert costly.time_ps == plain.time_ps + 5_000 + 3 * 700
 
 
 def test_each_extent_ends_in_a_packet_of_its_own() -> None:
