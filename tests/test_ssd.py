@@ -333,3 +333,10 @@ def test_a_links_latency_comes_on_top_of_every_request() -> None:
     config = ssd()
     near, far = (random_reads(config, link(latency_ps=ps), 4096, 1, 100) for ps in (0, 1_000_000))
     assert far.mean_latency_ps == near.mean_latency_ps + 1_000_000
+
+
+def test_an_address_beyond_the_capacity_is_the_one_that_it_wraps_to() -> None:
+    config = ssd()
+    address, sizes = np.arange(40) * 4096 * 7, np.full(40, 4096)
+    inside, beyond = (simulate(config, link(), address + n * config.capacity_bytes, sizes) for n in (0, 3))
+    assert inside.completion_ps.tolist() == beyond.completion_ps.tolist()
