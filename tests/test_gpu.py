@@ -210,7 +210,14 @@ def test_flexgen_at_40k_is_bound_by_the_link() -> None:
     assert busy <= timeline.end_ps <= busy * 1.1
 
 
-@pytest.mark.parametrize("config", [ORIN, A100_EAGER.model_copy(update={"fetch": "overlapped"})], ids=["own", "relay"])
+RELAY = A100_EAGER.model_copy(update={"fetch": "overlapped"})
+
+
+@pytest.mark.parametrize(
+    "config",
+    [ORIN, RELAY, RELAY.model_copy(update={"dram_bytes_per_s": 2e10})],
+    ids=["drive", "relay", "relay, slow kernels"],
+)
 def test_flexgen_loads_one_layer_ahead_in_two_buffers(config: GpuConfig) -> None:
     timeline = Gpu(config).simulate(full_step(LLAMA3_8B, 20_000))
     fetch = {s.layer: s for s in reversed(timeline.on("link"))}

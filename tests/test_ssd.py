@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -263,6 +264,7 @@ def test_a_relay_reads_and_writes_every_byte_of_host_memory_and_a_drive_has_none
 def test_nothing_to_fetch_or_write_takes_no_time() -> None:
     assert tier().fetch(np.array([], np.int64)) == NOTHING == tier().write(0)
     assert NOTHING.bandwidth_bytes_per_s == 0.0
+    assert set(astuple(NOTHING)) == {0}
 
 
 def test_a_byte_more_than_the_write_buffer_holds_takes_no_longer_by_itself() -> None:
