@@ -44,6 +44,8 @@ def test_images_of_a_frame_share_weights_and_are_projected_as_one_frame() -> Non
         times = 1 if one.name == "projector" else 3
         assert (three.macs, three.weight_bytes) == (times * one.macs, one.weight_bytes)
     assert vision_vector_elements(tiled, 2) == 3 * vision_vector_elements(SIGLIP_L_384, 2)
+    per_layer = 576 * (4 * 1024 + 4096) + 16 * 576 * 576  # norms and residuals, GELU, softmax
+    assert vision_vector_elements(SIGLIP_L_384, 2) == 2 * 24 * per_layer
 
 
 def test_attention_counts_cached_tokens_and_the_causal_half_of_the_new_ones() -> None:

@@ -218,6 +218,7 @@ def test_mean_elementwise_operations_follow_from_the_table() -> None:
     ops = lxe.VECTOR_OPS
     total = 2 * hidden * (ops["norm"] + ops["residual"]) + rope * ops["rope"] + ffn * ops["swiglu"]
     elements = 4 * hidden + rope + ffn
+    assert (total, elements) == (128_000, 35_840)
     assert -(-total // elements) == lxe.ELEMENTWISE_OPS
 
 

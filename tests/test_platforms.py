@@ -283,18 +283,28 @@ def test_a_chip_counts_every_operation_and_byte_of_its_step() -> None:
     assert {name: timeline.actions[name] for name in expected} == expected
     moved = sum(s.n_bytes for s in timeline.on(DRAM))
     assert moved == expected["dram_read_bytes"] + expected["dram_write_bytes"]
+    assert moved / chip.memory.row_bytes < timeline.actions["dram_activates"] < moved / chip.memory.transaction_bytes
 
 
 def test_units_of_a_chip_take_their_cycles_at_its_clock_one_behind_the_other() -> None:
-    work = statistics_step(TINY, 10, 2000, POINT.model_copy(update={"predict": "same_layer", "resident_tokens": 100}))
+    work = statistics_step(TINY, 40, 2000, POINT.model_copy(update={"predict": "same_layer", "resident_tokens": 100}))
     cycles = {"hcu_cycles": 70_001, "wtu_cycles": 50_003, "kvmu_lookups": 30_007}
-    timeline = VRex(platform("vrex8")).simulate(changed(work, dre=cycles, layer={}))
+    chip = platform("vrex8")
+    timeline = VRex(chip).simulate(changed(work, dre=cycles, layer={}))
     for layer in range(TINY.n_layers):
         (hcu,), (wtu,), (kvmu,), (link,) = (
             [s for s in timeline.on(unit) if s.layer == layer] for unit in ("hcu", "wtu", "kvmu", "link")
         )
         hashed, scored = (s for s in timeline.on("lxe") if s.layer == layer and s.what == "prediction")
         assert [s.duration_ps for s in (hcu, wtu, kvmu)] == [1250 * n for n in cycles.values()]
+        (attention,) = (s for s in timeline.on("lxe") if s.layer == layer and s.what == "attention")
+        p, a = work.layers[layer].prediction, work.layers[layer].attention
+        assert p is not None
+        scores = lxe.attention_scores_cycles(chip.lxe, p.score_rows // 2, p.score_depth, p.clusters, 2)
+        assert scored.duration_ps == 1250 * (scores + lxe.vector(chip.lxe, p.exp_elements, 3).cycles)
+        products = lxe.attention(chip.lxe, a.rows, a.group, a.head_dim, a.cached_tokens).cycles
+        softmax = lxe.vector(chip.lxe, work.layers[layer].softmax_elements, 5).cycles
+        assert attention.duration_ps == 1250 * (products + softmax)
         assert hashed.end_ps == hcu.start_ps
         assert hcu.end_ps == scored.start_ps
         assert scored.end_ps == wtu.start_ps
