@@ -198,6 +198,8 @@ def test_llama_cpp_converts_around_products_of_more_rows() -> None:
 
 
 def test_small_intermediates_stay_in_l2() -> None:
+    half = ORIN.l2_bytes // 2  # beside what is made of it
+    assert (ORIN.spilled(half), ORIN.spilled(half + 1)) == (0, half + 1)
     assert kernels.elementwise(ORIN, 10_000, 4).dram_bytes == 0
     assert kernels.elementwise(ORIN, 100_000_000, 4).dram_bytes == 4 * 100_000_000
 
@@ -211,3 +213,9 @@ def test_gather_wastes_more_in_smaller_chunks() -> None:
 def test_sort_runs_at_the_radix_rate() -> None:
     kernel = kernels.sort(A100, 256_000_000)
     assert 256e6 / kernel.busy_ps * 1e12 == pytest.approx(19.6e9, rel=0.01)
+    mode = ORIN.power_modes["50w"]
+    slower = min(mode.gpu_scale, mode.memory_scale)
+    assert slower < max(mode.gpu_scale, mode.memory_scale)
+    keys = 10_000  # four launches, and nothing leaves L2
+    slow = kernels.sort(ORIN.model_copy(update={"power_mode": "50w"}), keys)
+    assert slow.busy_ps == round(keys / (slower * ORIN.sort_keys_per_s) * 1e12) + 4 * ORIN.kernel_gap_ps
