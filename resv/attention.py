@@ -61,7 +61,7 @@ def light_attention(
     step_keys, step_values : (H, N, D).  Returns (H·G, N, D) float32.
 
     Every row of a KV head attends to the same tokens, the union of what its rows selected. Source: V-Rex
-    (HPCA 2026, arXiv 2512.12284), light attention; docs/decisions.md, A9 and A10.
+    (HPCA 2026, arXiv 2512.12284), light attention.
     """
     n_heads, n_queries = keys.shape[0], queries.shape[0]
     if n_queries % n_heads:

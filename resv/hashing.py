@@ -17,7 +17,7 @@ MAX_HASH_BITS = 64
 def hyperplanes(dim: int, hash_bits: int, seed: int) -> NDArray[np.float32]:
     """Normals of `hash_bits` Gaussian hyperplanes, (dim, B) float32; equal seeds give equal planes.
 
-    The paper fixes no distribution; one Gaussian matrix per model is assumed (docs/decisions.md).
+    The paper fixes no distribution; one Gaussian matrix per model is assumed.
     """
     if dim < 1:
         raise ValueError(f"dim is {dim}; allowed: 1 or more")

@@ -2,7 +2,7 @@
 
 A trace yields keys, values and queries layer by layer and never holds more than one layer: a
 full-size Llama-3-8B stream of 40,000 tokens is 2.6 GB of keys. Nothing here knows where a trace
-comes from; see `synthetic.py` (made from a video) and `trace_file.py` (recorded).
+comes from; see `synthetic/` (made from a video) and `trace_file.py` (recorded).
 
 Alphabet used everywhere: `L` layers, `H` KV heads, `G` query heads per KV head, `T` tokens of the
 stream, `N` new tokens of a step, `C` clusters, `D` head dim, `B` hash bits.

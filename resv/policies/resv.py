@@ -2,7 +2,7 @@
 
 Keys are hashed and clustered as they arrive, queries are scored against the clusters' mean keys, and
 weighted cumulative sums decide which clusters' tokens are attended to (V-Rex, HPCA 2026, arXiv 2512.12284).
-What the paper leaves open is a field each; docs/decisions.md gives the reasons for the defaults.
+What the paper leaves open is a field each; configs/policies/resv.yaml gives the reasons for the defaults.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from resv.trace import ModelShape, StepKind
 from resv.wicsum import WicsumConfig, WicsumStats, chosen, threshold, transform_scores
 
 # Fields of an HC table entry beside the code and the key: 4-byte token indices and token count
-# (the arithmetic behind the published 1.67 % table overhead; docs/decisions.md, A8).
+# (the arithmetic behind the published 1.67 % table overhead; docs/dre.md, KVMU).
 _INDEX_BYTES = 4
 
 

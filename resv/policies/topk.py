@@ -1,7 +1,7 @@
 """An oracle baseline: every query row takes its k heaviest tokens by the exact product with every key.
 
 Best of all selections of k tokens per row by attention mass, at the price of reading every key. The selection
-is shared by the rows and query heads of a KV head, as in ReSV (docs/decisions.md, A9).
+is shared by the rows and query heads of a KV head, as in ReSV.
 """
 
 from __future__ import annotations
