@@ -193,6 +193,7 @@ def _mean_row(rows: Sequence[ResultRow]) -> ResultRow:
         means[f.name] = round(mean) if isinstance(numbers[0], int) else mean
     if rows[-1].fps is not None:
         means["fps"] = len(rows) / sum(row.latency_s for row in rows)
+    means["power_w"] = sum(row.energy_j for row in rows) / sum(row.latency_s for row in rows)
     return replace(rows[-1], **means)  # type: ignore[arg-type]  # field types are kept by construction
 
 

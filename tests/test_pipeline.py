@@ -91,6 +91,7 @@ def test_a_session_gives_one_row_per_stage() -> None:
     assert [(r.stage, r.n_new_tokens) for r in rows] == [("frame", 10), ("question", 5), ("decode", 1)]
     assert rows[0].fps == pytest.approx(1 / rows[0].latency_s)
     assert rows[1].fps is None
+    assert [r.power_w for r in rows] == [pytest.approx(r.energy_j / r.latency_s, rel=1e-12) for r in rows]
 
 
 def test_a_batch_shares_weights_and_multiplies_the_cache() -> None:
@@ -125,7 +126,7 @@ def test_a_point_that_does_not_fit_the_device_is_noted_and_the_others_stay() -> 
     got = run(["platforms.vrex8.memory_capacity_bytes=100000"])
     assert not [r for r in got.rows if r.platform == "vrex8"]
     assert [r for r in got.rows if r.platform == "agx_orin"]
-    assert any("vrex8+resv" in note and "GB of device memory" in note for note in got.notes)
+    assert any("vrex8+resv" in note and "it has 0.0001 GB" in note for note in got.notes)
 
 
 def test_hardware_fields_change_cycles_but_not_the_selection(result: ExperimentResult) -> None:
