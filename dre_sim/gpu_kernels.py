@@ -8,7 +8,7 @@ the gap the device leaves between two kernels. Knows no step, no order and no ov
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -86,7 +86,9 @@ class GpuConfig(BaseModel):
 
     sms: int = Field(gt=0)
     clock_hz: float = Field(gt=0.0, description="of the SMs, boosted")
-    peak_flops: dict[Precision, float] = Field(description="dense tensor-core peak by activation precision")
+    peak_flops: dict[Precision, Annotated[float, Field(gt=0.0)]] = Field(
+        description="dense tensor-core peak by activation precision"
+    )
     gemm_share: float = Field(gt=0.0, le=1.0, description="measured large product / peak")
     attention_share: float = Field(gt=0.0, le=1.0, description="fused attention / peak")
     fp32_flops: float = Field(gt=0.0, description="CUDA cores: unpacking weights, matrix-vector products")

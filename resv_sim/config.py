@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -193,19 +194,28 @@ def experiment_of(tree: Node) -> Experiment:
 
 
 def descriptions(family: str) -> dict[str, str]:
-    """Bundled names of a family (experiments: the empty family) with the first sentence about each."""
+    """Bundled names of a family (experiments: the empty family) with the first sentence about each.
+
+    It is the description's, or where there is none that of the comment at the head of the file.
+    """
     found = {}
     for name in library.bundled(family):
-        data = read_yaml(library.find(name, family)).plain()
-        text = str(data.get("description") or data.get("name", ""))
+        file = library.find(name, family)
+        text = str(read_yaml(file).plain().get("description") or _head_comment(file))
         found[name] = " ".join(text.split()).partition(". ")[0].rstrip(".")
     return found
+
+
+def _head_comment(file: Path) -> str:
+    lines = file.read_text(encoding="utf-8").splitlines()
+    return " ".join(line.lstrip("# ") for line in takewhile(lambda line: line.startswith("#"), lines))
 
 
 def _priced(tree: Node) -> Node:
     """Every platform's `energy` also under the experiment's `energy`, where the price table is loaded.
 
-    A platform names its table; an overlay of the table (`{base: NAME, ...}`) leaves the name in the platform.
+    A platform names its table; an overlay of the table (`{base: NAME, ...}`) leaves the name in the platform. What
+    stands under `energy` without a base and a name of its own is laid over the platform's table.
     """
     platforms = tree.child("platforms")
     given = tree.child("energy") or Node({}, tree.origin)
@@ -217,7 +227,10 @@ def _priced(tree: Node) -> Node:
         named[label] = platform
         if table is None:
             continue
-        tables.setdefault(label, table)
+        mine = tables.get(label, table)
+        if isinstance(mine.value, dict) and not {"base", "name"} & set(mine.value):
+            mine = library.overlaid(table, mine, ("energy", label))
+        tables[label] = mine
         name = table.child("base") or table
         if isinstance(table.value, dict):
             named[label] = Node({**platform.value, "energy": name}, platform.origin)

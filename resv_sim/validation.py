@@ -6,6 +6,7 @@ registry, chosen by the key `kind`.
 
 from __future__ import annotations
 
+import math
 import re
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,24 +81,27 @@ def validated(model: type[Model], tree: Node, prefix: KeyPath = ()) -> Model:
         others = len(details) - 1
         more = f" ({others} more like it in this configuration.)" if others else ""
         raise ConfigError(_explain(model, tree, data, prefix, details[0]) + more) from error
-    for path in _truth_values(data, made):
+    for path, needed in _no_numbers(data, made):
         where = f"{tree.deepest(path).origin}: {dotted((*prefix, *path))}"
-        raise ConfigError(f"{where} = {tree.deepest(path).value}: must be a number, not a truth value.")
+        raise ConfigError(f"{where} = {tree.deepest(path).value}: must be a {needed}.")
     return made
 
 
-def _truth_values(data: object, made: object, path: KeyPath = ()) -> Iterator[KeyPath]:
-    """Where pydantic made a number of a truth value, as it does of its own accord."""
+def _no_numbers(data: object, made: object, path: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """Where pydantic took a truth value or infinity for a number, as it does of its own accord; and what is needed."""
     if isinstance(data, bool):
         if isinstance(made, (int, float)) and not isinstance(made, bool):
-            yield path
+            yield path, "number, not a truth value"
+    elif isinstance(made, float):
+        if not math.isfinite(made):
+            yield path, "finite number"
     elif isinstance(data, dict):
         for key, value in data.items():
             below = made.get(key) if isinstance(made, Mapping) else getattr(made, str(key), None)
-            yield from _truth_values(value, below, (*path, key))
+            yield from _no_numbers(value, below, (*path, key))
     elif isinstance(data, list) and isinstance(made, (list, tuple)):
         for index, (value, below) in enumerate(zip(data, made, strict=False)):
-            yield from _truth_values(value, below, (*path, index))
+            yield from _no_numbers(value, below, (*path, index))
 
 
 def load(name_or_path: str, family: str, model: type[Model]) -> Model:

@@ -101,11 +101,12 @@ def test_a_workload_yields_the_plan_of_one_stream() -> None:
     assert session.workload.plan() == SessionWorkload()
 
 
-def test_descriptions_are_one_line_each() -> None:
+def test_descriptions_are_one_line_each_and_say_more_than_the_name() -> None:
     for family in ("", "models", "platforms", "policies"):
         for name, text in descriptions(family).items():
             assert name
             assert "\n" not in text
+            assert text not in ("", name)
 
 
 # -- references and overrides ----------------------------------------------------------------------------
@@ -133,6 +134,11 @@ def test_an_override_reaches_prices_and_memories_through_their_names(small: str)
 def test_a_price_table_of_the_experiment_goes_before_the_platforms_own(small: str) -> None:
     experiment, _ = load_experiment(small, ["energy.a=agx_orin_nameplate"])
     assert experiment.energy["a"].name == "agx_orin_nameplate"
+
+
+def test_a_single_price_under_energy_is_laid_over_the_platforms_table(small: str) -> None:
+    price = "actions.dram_read_bytes.cost_pj=1e2"
+    assert load_experiment(small, [f"energy.b.{price}"]) == load_experiment(small, [f"platforms.b.energy.{price}"])
 
 
 def test_later_overrides_win(small: str) -> None:
@@ -184,6 +190,9 @@ def test_an_experiment_is_frozen(small: str) -> None:
         ("workload.stages=[frme]", ["workload.stages.0 = 'frme'", "'frame'"]),
         ("workload.frames=3", ["workload.frames: unknown key", "kv_lengths_tokens"]),
         ("video.fps=0", ["video.fps = 0", "greater than 0"]),
+        ("model.rope_theta=.inf", ["--set model.rope_theta", "model.rope_theta = inf", "must be a finite number"]),
+        ("platforms.a.peak_flops.fp16=.nan", ["platforms.a.peak_flops.fp16 = nan", "greater than 0"]),
+        ("platforms.a.peak_flops.fp16=-1e12", ["platforms.a.peak_flops.fp16", "greater than 0"]),
         ("video.fps_hz=1", ["--set video.fps_hz", "Did you mean 'fps'?"]),
         ("trace.seed=-1", ["trace.seed = -1", "greater than or equal to 0"]),
         ("model.n_kv_heads=3", ["model", "n_query_heads (4) must be a multiple of n_kv_heads (3)"]),
