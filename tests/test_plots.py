@@ -177,6 +177,13 @@ def test_of_many_lengths_a_sample_is_drawn_and_the_figure_says_so(tmp_path: Path
             assert all(left.x1 < right.x0 for left, right in pairwise(boxes))
 
 
+def test_an_empty_cache_has_no_place_on_a_logarithmic_axis() -> None:
+    figure = curves.latency(sample_rows((0, 200, 600)), ())
+    lines = [line for axis in figure.axes for line in axis.get_lines()]
+    assert lines
+    assert all(min(line.get_xdata()) > 0 for line in lines)
+
+
 def test_totals_of_area_and_power_have_their_units() -> None:
     figure = parts.area_and_power({"dpe": 9.8, "hcu": 0.2}, {"dpe": 4.0, "hcu": 1.0})
     assert [axis.get_title() for axis in figure.axes] == [

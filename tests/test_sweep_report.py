@@ -93,6 +93,15 @@ def test_figures_are_drawn_for_axes_pairs_fronts_and_shares(folder: Path, record
     assert {"over_speedup", "pairs_speedup", "fronts", "parallel", "explained"} <= names
 
 
+@pytest.mark.parametrize("published", [None, 0])
+def test_a_caption_names_the_star_where_there_is_one(
+    sweep: Sweep, records: list[dict[str, Any]], published: int | None
+) -> None:
+    drawings = figures._drawings(sweep, rows_of(sweep, records), published)
+    captions = [file.caption for file, _ in drawings if file.name == "fronts"]
+    assert ["star" in caption for caption in captions] == [published is not None]
+
+
 def test_panels_are_laid_out_without_gaps_where_that_can_be() -> None:
     layouts = {}
     for n in (1, 2, 3, 4, 5, 6, 10):

@@ -183,6 +183,7 @@ def _lines(
     for (platform, policy), how in look.items():
         mine = [row for row in rows if row.policy == policy and (one_platform or row.platform == platform)]
         points = sorted((row.kv_len_tokens, getattr(row, column)) for row in mine)
+        points = [point for point in points if point[0] > 0] or points  # zero has no place on a logarithmic axis
         if points:
             axis.plot(*zip(*points, strict=True), markersize=4, linewidth=1.3, **how.style)
             ends.append((points[-1][1], how.name, how.colour))

@@ -63,7 +63,9 @@ def _drawings(sweep: Sweep, rows: Sequence[Row], published: int | None) -> Itera
             yield file, partial(pairs, rows, axes, column)
     shown = [pair for pair in FRONTS if all(_varies(rows, c) for c in pair)]
     if shown:
-        text = "The line joins the points that no other beats in both. The star is the published design."
+        text = "The line joins the points that no other beats in both."
+        if published is not None:
+            text += " The star is the published design."
         if sweep.config.limits:
             text += f" Hollow points do not keep {', '.join(map(str, sweep.config.limits))} and do not count."
         file = FigureFile("fronts", "Pareto fronts", text)
