@@ -56,8 +56,8 @@ def assumptions(experiment: Experiment) -> Iterator[str]:
         yield f"{label}: {text.rstrip('.')}. Prices: {experiment.energy[label].name}."
     for label in dict.fromkeys(r.policy for r in experiment.runs):
         policy = experiment.policies[label]
-        where = "no limit" if policy.recent_bytes is None else f"{policy.recent_bytes} bytes"
-        yield f"Policy {label}: device capacity for the KV cache {where}; recent tokens: {policy.recent}."
+        capacity = _capacity(policy.recent_bytes)
+        yield f"Policy {label}: device capacity for the KV cache {capacity}; recent tokens: {policy.recent}."
     if any(isinstance(experiment.platforms[r.platform], VRexConfig) for r in experiment.runs):
         yield (
             "V-Rex streams every weight of a layer from memory once per step; what overlaps follows from "
@@ -65,20 +65,27 @@ def assumptions(experiment: Experiment) -> Iterator[str]:
         )
 
 
+def _capacity(recent_bytes: int | None) -> str:
+    return "no limit" if recent_bytes is None else f"{recent_bytes} bytes"
+
+
 def resident_notes(experiment: Experiment, points: Sequence[Point]) -> Iterator[str]:
     """Says where policies had nothing to choose from of what is cached, which otherwise is an empty cell."""
-    alike: dict[tuple[tuple[int, ...], int | None], list[str]] = {}
+    alike: dict[tuple[tuple[int, ...], int | None, bool], list[str]] = {}
     nothing = [p.row for p in points if p.row.retrieval_ratio is None and p.row.kv_len_tokens]
     for label in dict.fromkeys(row.policy for row in nothing):
         empty = {row.kv_len_tokens for row in nothing if row.policy == label}
-        alike.setdefault((tuple(sorted(empty)), experiment.policies[label].recent_bytes), []).append(label)
-    for (lengths, device_bytes), labels in alike.items():
+        policy = experiment.policies[label]
+        alike.setdefault((tuple(sorted(empty)), policy.recent_bytes, policy.recent == "exempt"), []).append(label)
+    for (lengths, device_bytes, exempt), labels in alike.items():
         who = f"Policy {labels[0]} retrieves" if len(labels) == 1 else f"Policies {', '.join(labels)} retrieve"
-        yield (
-            f"{who} nothing at {', '.join(map(str, lengths))} tokens: the whole cache is on the device "
-            f"({device_bytes} bytes) and exempt. Lower policies.{labels[0]}.recent_bytes, or run coin_session.yaml, "
-            "where every cached token competes, for ratios."
+        why = (
+            f"the whole cache is on the device ({_capacity(device_bytes)}) and exempt. Lower policies.{labels[0]}."
+            "recent_bytes, or run coin_session.yaml, where every cached token competes, for ratios."
+            if exempt
+            else "no cached token competes, all are always attended."
         )
+        yield f"{who} nothing at {', '.join(map(str, lengths))} tokens: {why}"
 
 
 def training_warnings(experiment: Experiment) -> Iterator[str]:

@@ -151,7 +151,9 @@ def test_algorithm_fields_change_the_selection(result: ExperimentResult) -> None
 def test_where_everything_is_on_the_device_a_note_says_why_nothing_is_retrieved() -> None:
     got = run(["policies.resv.recent_bytes=100000000", "policies.resv.recent=exempt"])
     assert all(r.retrieval_ratio is None for r in got.rows if r.policy == "resv")
-    assert any("retrieves nothing at 200, 600 tokens" in note for note in got.notes)
+    assert any("retrieves nothing at 200, 600 tokens: the whole cache is on the device" in note for note in got.notes)
+    sinks = run(["policies.resv.n_sink=1000"])
+    assert any("retrieves nothing at 200, 600 tokens: no cached token competes" in note for note in sinks.notes)
 
 
 def test_policies_with_nothing_to_choose_from_share_a_note() -> None:
