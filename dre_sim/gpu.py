@@ -59,8 +59,8 @@ def check_capacity(name: str, capacity_bytes: int, needed_bytes: int) -> None:
     """Raises OutOfMemoryError with both numbers where `needed_bytes` exceed the device memory."""
     if needed_bytes > capacity_bytes:
         raise OutOfMemoryError(
-            f"{name}: weights and resident KV cache need {needed_bytes / 1e9:.3g} GB of device memory, it "
-            f"has {capacity_bytes / 1e9:.3g} GB; use a shorter cache, a smaller batch, fewer weight bits or "
+            f"{name}: weights and resident KV cache need {needed_bytes / 1e9:.4g} GB of device memory, it "
+            f"has {capacity_bytes / 1e9:.4g} GB; use a shorter cache, a smaller batch, fewer weight bits or "
             "offloading"
         )
 
