@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from dre_sim.gpu import GpuConfig
+from energy_models.scaling import PUBLISHED
 from resv.policies.resv import ReSV
 from resv_sim.hardware import fetch_plans, kvmu_of, prices, unit_parameters
 from tests.bundled import platform, price_table
@@ -41,6 +42,10 @@ def test_a_power_mode_lowers_the_cap_of_its_module() -> None:
         (cap,) = prices(orin.model_copy(update={"power_mode": mode}), table).caps.values()
         assert cap.power_w == most_w
     assert prices(platform("vrex8"), price_table("vrex8")) == price_table("vrex8")
+
+
+def test_the_bundled_chip_under_resv_is_the_one_that_was_published() -> None:
+    assert unit_parameters(platform("vrex8"), [ReSV()]) == PUBLISHED
 
 
 def test_a_chip_is_as_wide_as_the_widest_of_its_policies_in_any_order() -> None:

@@ -82,6 +82,9 @@ def test_a_stressed_orin_draws_the_measured_rail_and_stays_inside_its_module() -
 def test_a_cap_leaves_what_it_does_not_cover() -> None:
     bill = _bill("agx_orin", {"gpu_flops": 10**15, "link_lane_ps": 4 * SECOND_PS})
     assert bill.by_component()["link"] == pytest.approx(12.0)
+    scales = {line.action: line.scale for line in bill.actions}
+    assert scales["link_lane_ps"] == 1.0
+    assert bill.cap_scale == scales["gpu_flops"] < 1
 
 
 @pytest.mark.parametrize(("name", "module_w"), [("agx_orin_nameplate", 40.3), ("a100_paper", 300.0)])

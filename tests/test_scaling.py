@@ -152,6 +152,37 @@ def test_dense_work_costs_the_same_in_an_array_of_any_size() -> None:
     assert small["vpe_ops"] == large["vpe_ops"]
 
 
+def test_published_energy_and_area_are_a_few_times_those_of_the_bare_datapath() -> None:
+    """The factors that the documentation of the laws gives; each is the same for all sizes."""
+    costs, rate = scaling.action_costs_pj(TABLE, PUBLISHED), scaling.full_activity_per_cycle(PUBLISHED)
+    for unit, bottom_up, factor in (("hcu", scaling.hcu_bottom_up_pj, 3.43), ("wtu", scaling.wtu_bottom_up_pj, 5.28)):
+        bare = bottom_up(PUBLISHED)
+        per_cycle_pj = sum(cost * rate.get(action, 0.0) for action, cost in bare.items())
+        assert 0.9 * POWER_MW[unit] * 1e9 / 800e6 / per_cycle_pj == pytest.approx(factor, abs=0.005)
+        assert [costs[action] / cost for action, cost in bare.items()] == pytest.approx([factor] * 3, abs=0.005)
+    lane_um2 = 524 * 0.135 + 24.0 + 2 * 8.9 + 34.9
+    areas = [scaling.unit_areas_mm2(TABLE, _with(wtu_lanes=n))["wtu"] for n in (16, 17)]
+    assert 1e6 * (areas[1] - areas[0]) / lane_um2 == pytest.approx(3.85, abs=0.005)
+
+
+def test_the_logic_of_an_element_is_a_product_a_register_two_comparisons_and_a_sum() -> None:
+    def logic_pj(score_bits: int, count_bits: int, range_bits: int) -> float:
+        p = _with(score_bits=score_bits, count_bits=count_bits, range_bits=range_bits, wtu_lanes=4, score_bytes=2048)
+        reads = scaling.sram_read_pj(2048, 4 * score_bits) + scaling.sram_read_pj(8192, 4 * count_bits)
+        return scaling.wtu_bottom_up_pj(p)["wtu_elements"] - reads * (14 / 22) ** 0.5 / 4
+
+    multiply, register, compare, accumulate = 1.1 * 0.1388, 0.023, 0.00235, 0.4 * 0.1388
+    assert logic_pj(16, 16, 16) == pytest.approx(multiply + register + 2 * compare + accumulate)
+    assert logic_pj(8, 32, 8) == pytest.approx(multiply + register / 2 + compare + accumulate)
+    assert logic_pj(8, 8, 16) == pytest.approx(multiply / 4 + register / 2 + 2 * compare + accumulate)
+
+
+def test_an_update_is_three_cycles_in_which_every_lane_compares() -> None:
+    for lanes in (1, 4):
+        bare = scaling.hcu_bottom_up_pj(_with(xor_accumulators=lanes))
+        assert bare["hcu_updates"] == pytest.approx(3 * lanes * bare["hcu_chunks"])
+
+
 def test_power_at_half_the_clock_keeps_all_leakage_and_half_the_rest() -> None:
     full, half = (sum(scaling.unit_powers_w(TABLE, _with(frequency_hz=f)).values()) for f in (800e6, 400e6))
     leak = sum(scaling.leakage_w(TABLE, PUBLISHED).values())
