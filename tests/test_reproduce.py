@@ -14,16 +14,30 @@ import numpy as np
 import pytest
 from click.testing import CliRunner, Result
 
+from dre_sim.breakdown import exposed_ps
 from dre_sim.kvmu import KvmuConfig
 from dre_sim.timeline import Span, Timeline
-from dre_sim.workload import FetchWork
+from dre_sim.workload import FetchWork, StepWork
 from resv_sim.cli import main
 from resv_sim.config import load_experiment
 from resv_sim.errors import ConfigError
 from resv_sim.pipeline import run_with_points
+from resv_sim.memo import Memo
 from resv_sim.progress import Progress
 from resv_sim.published import Fact, PublishedFacts, Where, published_facts
-from resv_sim.reproduce import FIGURES, Figure, Reproduction, baselines, chosen, machine, reproduce, tables
+from resv_sim.reproduce import (
+    FIGURES,
+    Figure,
+    Reproduction,
+    ablation,
+    baselines,
+    chosen,
+    machine,
+    reproduce,
+    retrieval,
+    speed,
+    tables,
+)
 from resv_sim.reproduce import calibration as law
 from resv_sim.reproduce import uncertainty as unsure
 from resv_sim.reproduce.ablation import with_all_keys
@@ -514,6 +528,153 @@ def test_figure_14_compares_sessions_at_every_length() -> None:
     assert speedups[600] == pytest.approx(session_s(tiny(), AGX, 600) / session_s(tiny(), OURS, 600))
     assert [s.verdict for s in findings.statements] == ["holds", "holds"]
     assert set(findings.panels[0].series) == {"V-Rex8", *(f"AGX Orin + {n}" for n in ("ReSV", *RIVALS))}
+
+
+def test_figure_4_fills_the_memory_with_forty_tokens_a_tenth_of_a_second(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ("prediction_share", "fetch_share", "llm_share", "prefill_share", "retrieval_share_80k")
+    monkeypatch.setattr(tables, "_retrieval_shares", lambda _: dict.fromkeys(names, 0.5))
+    findings = tables.fig4(cast(Study, SimpleNamespace(outcome=lambda name: None)))
+    curve = cast(dict[int, float], findings.panels[0].series["ours"])
+    a_minute = 600 * 10 * 4 * 131_072 / 1e9  # frames, tokens a frame, streams; 128 KiB a token of Llama-3-8B
+    assert curve[60] - curve[0] == pytest.approx(60 * a_minute)
+    assert curve[0] == pytest.approx(2 * (8.03 - 0.525 + 0.32), rel=0.005)  # without the token embedding, with SigLIP
+    full, edge = findings.statements
+    assert (full.verdict, edge.verdict) == ("holds", "holds")
+    assert full.detail == f"after {(100 - curve[0]) / a_minute:.1f} min at 3.15 GB a minute"
+    assert edge.detail == f"32 GB after {(32 - curve[0]) / a_minute:.1f} min"
+
+
+def test_figure_15_counts_the_frames_of_16_streams_and_says_where_memory_ends() -> None:
+    edge = tiny()
+
+    def batched(name: str, label: str, stage: str, batch: int) -> list[Any]:
+        assert (name, stage, batch) == ("fig13_edge", "frame", 16)
+        return [edge.points[label, "frame", length] for length in edge.lengths]
+
+    findings = speed.fig15(cast(Study, SimpleNamespace(outcome=lambda name: edge, batched=batched)))
+    ours, oaken = (edge.latency_s(label, "frame") for label in (OURS, speed.OAKEN))
+    agx = cast(dict[int, float], findings.panels[0].series["AGX Orin, no offloading"])
+    assert findings.statistics["fps_at_long_lengths"] == pytest.approx(16 / ours[600])
+    assert findings.statistics["throughput_over_oaken"] == pytest.approx(oaken[200] / ours[200])
+    assert findings.statistics["throughput_over_agx"] == pytest.approx(16 / ours[200] / agx[200])
+    assert list(agx) == [200, 600]
+    limits = [(20_000, 40_000, 20_000), (10_000, 40_000, 20_000), (40_000, 40_000, None), (10_000, 20_000, None)]
+    verdicts = [speed._runs_out("t", longest, other, expected).verdict for longest, other, expected in limits]
+    assert verdicts == ["holds", "does not hold", "does not hold", "holds"]
+
+
+@cache
+def ablated(name: str) -> Outcome:
+    """An experiment of the ablations with 16 tiny layers at 600 tokens, nothing resident."""
+    settings = ("model=tiny", "model.n_layers=16", "workload={kind: probes, kv_lengths_tokens: [600], stages: [frame]}")
+    experiment, _ = load_experiment(str(paper_experiment(name)), (*settings, "policies.resv.recent_bytes=0"))
+    result, points = run_with_points(experiment, Progress(quiet=True), 1)
+    keyed = {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points}
+    return Outcome(experiment, result, keyed, {key: (point,) for key, point in keyed.items()})
+
+
+def ablating(name: str, memo: Memo) -> Study:
+    return cast(Study, SimpleNamespace(outcome=lambda _: ablated(name), memo=memo))
+
+
+def test_figure_16_gives_each_step_its_own_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ablation, "LENGTH", 600)
+    findings = ablation.fig16(ablating("fig16", Memo(None)))
+    gains, shares = (panel.series for panel in findings.panels)
+    for name, label in ablation.STEPS.items():
+        point, base = (ablated("fig16").points[of, "frame", 600] for of in (label, AGX))
+        assert cast(Any, gains["speedup"])[name] == pytest.approx(base.row.latency_s / point.row.latency_s)
+        assert cast(Any, gains["energy gain"])[name] == pytest.approx(base.row.energy_j / point.row.energy_j)
+        hidden_by_nothing = exposed_ps(point.timeline).get("prediction", 0) / point.timeline.end_ps
+        assert cast(Any, shares["prediction"])[name] == pytest.approx(hidden_by_nothing)
+    agx, without = (cast(Any, shares["prediction"])[name] for name in ("AGX + ReSV", "V-Rex8 without KVMU"))
+    stated = [findings.statistics[f"prediction_share_{of}"] for of in ("agx", "kvpu")]
+    assert stated == [agx, without]
+    assert agx > without > 0
+
+
+def test_figure_19_fetches_every_key_and_the_chosen_values_in_the_layers_it_samples(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ablation, "LENGTH", 600)
+    study, outcome = ablating("fig19", Memo(tmp_path, 10**9)), ablated("fig19")
+    ratio, resident, fetches = ablation.unclustered(study, outcome.experiment)
+    keys, value_bytes = 600 * 2 * 16 * 2, 16 * 2  # tokens, KV heads, head dim, bytes
+    assert [f.useful_bytes for f in fetches] == [keys + f.n_tokens * value_bytes for f in fetches]
+    assert len(fetches) == 8
+    assert ratio == pytest.approx(sum(f.n_tokens for f in fetches) / (8 * 2 * 600))
+    assert resident == 0
+    again = ablation.unclustered(study, outcome.experiment)
+    assert again[:2] == (ratio, resident)
+    assert [f.extent_bytes.tolist() for f in again[2]] == [f.extent_bytes.tolist() for f in fetches]
+
+    simulated: list[StepWork] = []
+    simulate = Outcome.simulate
+    monkeypatch.setattr(
+        Outcome, "simulate", lambda self, of, work: (simulated.append(work), simulate(self, of, work))[1]
+    )
+    findings = ablation.fig19(study)
+    tokens = [layer.fetch and layer.fetch.n_tokens for layer in simulated[0].layers]
+    assert tokens == [n for fetch in fetches for n in (fetch.n_tokens, fetch.n_tokens)]  # one for two layers
+    full, resv = (outcome.row(f"vrex8+{policy}", "frame", 600).latency_s for policy in ("full", "resv"))
+    alone = simulate(outcome, OURS, simulated[0]).row.latency_s
+    speedups = [findings.statistics[f"speedup_{of}_clustering"] for of in ("without", "with")]
+    assert speedups == pytest.approx([full / alone, full / resv])
+
+
+def test_figure_17_divides_the_decoders_time_among_layers_and_its_bytes_by_what_could_move() -> None:
+    spans = (
+        Span("lxe", 0, 50_000_000, "vision", -1),
+        Span("lxe", 100_000_000, 200_000_000, "linear", 0),
+        Span("lxe", 250_000_000, 500_000_000, "linear", 1),
+        Span("dram", 0, 500_000_000, "linear", 0, 7_000_000),
+        Span("dram", 100_000_000, 150_000_000, "prediction", 0, 1_000_000),
+        Span("dram", 250_000_000, 350_000_000, "prediction", 1, 4_000_000),
+        Span("dram", 300_000_000, 400_000_000, "fetch", 1, 5_000_000),
+        Span("dram", 450_000_000, 500_000_000, "fetch", 2, 3_000_000),
+    )
+    memory = SimpleNamespace(memory=SimpleNamespace(peak_bytes_per_s=200e9))
+    model = SimpleNamespace(n_layers=2)
+    outcome = SimpleNamespace(
+        points={(speed.SERVER, "frame", 10_000): SimpleNamespace(timeline=Timeline("t", spans, {}, 500_000_000))},
+        experiment=SimpleNamespace(model=model, platforms={"vrex48": memory}),
+    )
+    findings = machine.fig17(cast(Study, SimpleNamespace(outcome=lambda name: outcome)))
+    assert findings.statistics["layer_time_us"] == pytest.approx(400 / 2)
+    assert findings.statistics["prediction_peak_gb_per_s"] == pytest.approx(40)  # 4 MB in 100 us
+    assert findings.statistics["retrieval_bandwidth_share"] == pytest.approx(8e6 / (200e9 * 400e-6))
+    drawn = cast(dict[str, dict[int, float]], findings.panels[0].series)  # of layer 1, from 250 us on
+    assert drawn["fetch"] == pytest.approx({0: 0, 50: 50, 100: 50, 150: 0, 200: 60, 250: 0})
+    assert drawn["prediction"] == pytest.approx({0: 40, 50: 40, 100: 0, 150: 0, 200: 0, 250: 0})
+
+
+def session_outcome(ratios: dict[str, tuple[float, float, float]]) -> Outcome:
+    """An average COIN session: policy -> retrieval ratio of a frame, the question, an answer token."""
+    rows = tuple(
+        replace(sample_row("vrex8", policy, 300, stage), retrieval_ratio=ratio)
+        for policy, of in ratios.items()
+        for stage, ratio in zip(("frame", "question", "decode"), of, strict=True)
+    )
+    experiment, _ = load_experiment(str(paper_experiment("table2")))
+    return cast(Outcome, SimpleNamespace(result=SimpleNamespace(rows=rows), experiment=experiment, baseline=("a", "b")))
+
+
+def test_the_ratio_of_a_session_counts_each_of_its_steps_once() -> None:
+    session = session_outcome({"resv": (0.3, 0.9, 0.03), "rekv_vrex": (0.6, 0.5, 0.3)})
+    assert retrieval.session_ratio(session, "resv") == pytest.approx((26 * 0.3 + 0.9 + 39 * 0.03) / 66)
+    assert retrieval.session_ratio(session, "rekv_vrex") == pytest.approx((26 * 0.6 + 0.5 + 39 * 0.3) / 66)
+
+
+@pytest.mark.parametrize(("resv", "fewest"), [((0.3, 0.02), "holds"), ((0.3, 0.06), "does not hold")])
+def test_table_ii_asks_for_the_fewest_tokens_in_both_stages(resv: tuple[float, float], fewest: str) -> None:
+    rivals = {"infinigenp": (0.4, 0.4, 0.1), "rekv_vrex": (0.5, 0.5, 0.3), "infinigen": (1.0, 1.0, 0.05)}
+    session = session_outcome({**rivals, "resv": (resv[0], 0.0, resv[1])})
+    findings = retrieval.table2(cast(Study, SimpleNamespace(outcome=lambda name: session)))
+    assert [s.verdict for s in findings.statements] == [fewest, "holds"]
+    assert findings.statements[0].detail.startswith("frame: 30.0 % and 40.0 %; decode: ")
+    series = cast(Any, findings.panels[0].series)
+    assert series["frame"] == {"InfiniGen": 1.0, "InfiniGenP": 0.4, "ReKV": 0.5, "ReSV": 0.3}
+    assert series["text"]["ReSV"] == resv[1]
 
 
 # -- uncertainty ------------------------------------------------------------------------------------------
