@@ -21,8 +21,8 @@ from dre_sim.workload import FetchWork, StepWork
 from resv_sim.cli import main
 from resv_sim.config import load_experiment
 from resv_sim.errors import ConfigError
-from resv_sim.pipeline import run_with_points
 from resv_sim.memo import Memo
+from resv_sim.pipeline import run_with_points
 from resv_sim.progress import Progress
 from resv_sim.published import Fact, PublishedFacts, Where, published_facts
 from resv_sim.reproduce import (
@@ -756,8 +756,6 @@ def test_tornado_and_comparison_are_drawn(tmp_path: Path) -> None:
 
 
 def test_every_fact_that_a_panel_marks_is_published() -> None:
-    from resv_sim.reproduce import ablation, machine
-
     known = {f.item for f in published_facts().facts}
     shares = (ablation.SHARES, ablation.CLUSTERING, machine.SHARES, tables.SESSION_SHARES)
     marked = [*ablation.PUBLISHED.values(), *shares]

@@ -122,6 +122,25 @@ def test_a_cap_over_nothing_and_a_name_used_twice_are_refused() -> None:
         PriceTable.model_validate(data)
 
 
+def test_a_cap_may_cover_what_is_drawn_all_the_time_alone() -> None:
+    data = _changed("agx_orin", "static.soc_idle.component", "board")
+    data["caps"]["module_power"]["covers"].append("board")
+    assert PriceTable.model_validate(data).caps["module_power"].covers[-1] == "board"
+
+
+@pytest.mark.parametrize("section", ["units", "leakage_share", "nameplate"])
+def test_a_gpu_is_not_priced_by_units(section: str) -> None:
+    data = table_data("agx_orin") | {section: table_data("vrex_14nm_lpddr5")[section]}
+    with pytest.raises(ValidationError, match="a 'gpu' table has no units, leakage_share or nameplate"):
+        PriceTable.model_validate(data)
+
+
+def test_nothing_is_included_in_what_has_no_number_itself() -> None:
+    data = _changed("vrex_14nm_lpddr5", "actions.link_bytes.included_in", "dram_write_bytes")
+    with pytest.raises(ValidationError, match="included_in 'dram_write_bytes' is no row with a number"):
+        PriceTable.model_validate(data)
+
+
 def test_an_unknown_action_is_named_with_what_there_is() -> None:
     with pytest.raises(ValueError, match="'agx_orin' has no row for action 'warp_votes'; rows: gpu_busy_ps"):
         bundled_table("agx_orin").action_cost("warp_votes")
