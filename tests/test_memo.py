@@ -92,6 +92,7 @@ def test_without_a_directory_nothing_is_remembered() -> None:
 def test_keys_depend_on_every_part_and_code_fingerprints_on_the_package() -> None:
     assert key_of("a", {"x": 1}) == key_of("a", {"x": 1})
     assert key_of("a", {"x": 1}) != key_of("a", {"x": 2})
+    assert key_of({"x": 1, "y": 2}) == key_of({"y": 2, "x": 1})
     assert code_fingerprint("resv") != code_fingerprint("dre_sim")
 
 
@@ -192,6 +193,17 @@ def test_the_command_shows_shrinks_and_empties_the_folder(tmp_path: Path, monkey
     assert _held(memo) == "d"
     said("--clear")
     assert _held(memo) == ""
+
+
+def test_the_folder_is_the_named_one_else_the_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("RESV_SIM_CACHE", str(tmp_path / "named"))
+    assert cache_directory() == tmp_path / "named"
+    monkeypatch.delenv("RESV_SIM_CACHE")
+    assert cache_directory() == tmp_path / "xdg" / "resv-sim"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_directory() == tmp_path / ".cache" / "resv-sim"
 
 
 def test_a_file_in_the_place_of_the_cache_is_told_once(
