@@ -81,6 +81,32 @@ def test_a_random_sweep_draws_its_budget_the_same_way_every_time(tmp_path: Path)
     assert all(len(list(validate_points(sweep, [p]))) == 1 for p in found)
 
 
+@pytest.mark.parametrize(
+    ("changes", "drawn"),
+    [
+        ({"logrange": {"start": 1, "stop": 1000}}, range(1, 1001)),
+        ({"range": {"start": 1, "stop": 4}}, range(1, 5)),
+        ({"range": {"start": 1, "stop": 7, "step": 2}}, range(1, 8, 2)),
+        ({"values": [3, 5, 9]}, (3, 5, 9)),
+    ],
+)
+def test_a_random_sweep_draws_whole_numbers_from_all_of_a_range(
+    tmp_path: Path, changes: dict[str, Any], drawn: range | tuple[int, ...]
+) -> None:
+    data = axis(sweep_data(), path="policies.resv.n_sink", **changes)
+    data["sweep"] |= {"mode": "random", "budget": 300}
+    found = points(load_sweep(tmp_path, data).config)
+    values = [p.overrides["policies.resv.n_sink"] for p in found]
+    assert values == [p.names["ratio"] for p in found]
+    assert {type(value) for value in values} == {int}
+    assert set(values) <= set(drawn)
+    if len(drawn) < 10:
+        assert set(values) == set(drawn)
+    else:
+        decades = np.histogram(np.log10(np.array(values, dtype=float)), bins=3, range=(0, 3))[0]
+        assert decades.min() > 70, "every decade is as likely"
+
+
 def test_ranges_include_both_ends() -> None:
     assert Range(start=1, stop=7, step=2).values() == (1, 3, 5, 7)
     assert Range(start=0.1, stop=0.3, step=0.1).values() == (0.1, 0.2, 0.3)
@@ -182,6 +208,20 @@ def test_a_front_is_what_nobody_beats(costs: list[tuple[int, int]]) -> None:
     assert got == want
 
 
+def test_a_row_without_one_of_the_objectives_is_on_no_front() -> None:
+    rows = {3: {"latency_s": 1.0, "fps": None}, 5: {"latency_s": 2.0, "fps": 4.0}, 7: {"latency_s": 3.0, "fps": 4.0}}
+    assert fronts.front(rows, {"latency_s": "minimize", "fps": "maximize"}) == [5]
+    assert fronts.front(rows, {"latency_s": "minimize"}) == [3]
+    assert fronts.front({3: rows[3]}, {"fps": "maximize"}) == []
+
+
+def test_rows_without_the_figure_explain_none_of_it() -> None:
+    rows = [{"a": a, "y": y} for a, y in ((1, 2.0), (1, 4.0), (2, 6.0), (2, 8.0))]
+    gaps = [{"a": 3, "y": None}, *rows, {"a": 2, "y": None}]
+    assert fronts.explained(gaps, ["a"], "y") == fronts.explained(rows, ["a"], "y") == {"a": pytest.approx(4 / 5)}
+    assert fronts.explained(gaps[:1], ["a"], "y") == {"a": 0.0}
+
+
 def test_shares_of_variance_add_up_on_an_additive_grid() -> None:
     rows = [{"a": a, "b": b, "c": c, "y": 3.0 * a + b} for a in (0, 1) for b in (0, 1, 2) for c in "xy"]
     shares = fronts.explained(rows, ["a", "b", "c"], "y")
@@ -197,7 +237,10 @@ def test_a_constraint_is_violated_by_how_far_it_is_missed() -> None:
     assert Constraint("fps", ">=", 2.0).violation(1.5) == 0.5
     assert Constraint("area_mm2", "<=", 16.0).violation(15.0) == -1.0
     assert Constraint("fps", ">=", 2.0).violation(None) == float("inf")
-    assert fronts.holds({"fps": 2.0}, [Constraint("fps", ">=", 2.0)])
+    bounds = [Constraint("fps", ">=", 2.0), Constraint("area_mm2", "<=", 16.0)]
+    assert fronts.holds({"fps": 2.0, "area_mm2": 16.0}, bounds)
+    assert not fronts.holds({"fps": 2.0, "area_mm2": 16.1}, bounds)
+    assert not fronts.holds({"fps": 1.9, "area_mm2": 16.0}, bounds)
 
 
 def test_progress_says_rate_and_time_left(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

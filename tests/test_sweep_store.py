@@ -14,7 +14,7 @@ from resv_sim.errors import ConfigError, OutputError
 from resv_sim.output import MANIFEST, OutputFolder
 from resv_sim.sweep.evaluate import Evaluated
 from resv_sim.sweep.space import Sweep, points
-from resv_sim.sweep.store import JOURNAL, SweepStore, read_records
+from resv_sim.sweep.store import JOURNAL, SweepStore, read_records, read_state
 from tests.sweeps import load_sweep, sweep_data
 
 
@@ -44,6 +44,22 @@ def test_what_is_added_is_on_disk_and_comes_back_by_point(tmp_path: Path, sweep:
     assert read_records(tmp_path / "out") == sorted(map(json.loads, journal.splitlines()), key=lambda r: r["point"])
 
 
+def test_the_state_counts_what_is_finished_and_what_failed(tmp_path: Path, sweep: Sweep) -> None:
+    first, second, third = points(sweep.config)[:3]
+    with store(tmp_path, sweep) as opened:
+        opened.add(second, Evaluated(1, ({"latency_s": 0.1},), ({},), ({},)))
+        opened.add(first, Evaluated(0, error="x"))
+        assert [(record["point"], record.get("error")) for record in opened.records()] == [(0, "x"), (1, None)]
+        opened.write_state(12)
+    with store(tmp_path, sweep, resume=True) as opened:
+        opened.add(third, Evaluated(2, error="y"))
+        state = read_state(tmp_path / "out")
+        assert (state["n_points"], state["finished"], state["failed"]) == (12, 2, 1)
+        opened.write_state(12)
+    state = read_state(tmp_path / "out")
+    assert (state["n_points"], state["finished"], state["failed"]) == (12, 3, 2)
+
+
 def test_a_sweep_and_another_run_do_not_share_a_folder(tmp_path: Path, sweep: Sweep) -> None:
     fill(tmp_path, sweep)
     before = sorted((tmp_path / "out").iterdir())
@@ -68,7 +84,7 @@ def test_a_line_cut_anywhere_is_dropped_and_the_others_stay(tmp_path: Path, swee
 
 def test_a_damaged_line_in_the_middle_costs_that_point_alone(tmp_path: Path, sweep: Sweep) -> None:
     first, second, third = fill(tmp_path, sweep).splitlines(keepends=True)
-    (tmp_path / "out" / JOURNAL).write_bytes(first + b"\0" * len(second) + b"\n" + b"[1]\n" + third)
+    (tmp_path / "out" / JOURNAL).write_bytes(first + b"\0" * len(second) + b"\n" + b"[1]\n{}\n" + third)
     with store(tmp_path, sweep, resume=True) as opened:
         assert [record["point"] for record in opened.records()] == [0, 2]
 
