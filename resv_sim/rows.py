@@ -166,7 +166,8 @@ def _mean(fidelities: Sequence[Fidelity], name: str) -> float | None:
 def stage_means(points: Sequence[Point]) -> list[Point]:
     """Steps of a session -> one point per stage: every number is the mean over the stage's steps.
 
-    The cache length is the last step's, and the timeline and the bill kept are the last step's.
+    Frames per second and power are those of the means. The cache length is the last step's, and the timeline and the
+    bill kept are the last step's.
     """
     out = []
     for stage in dict.fromkeys(p.row.stage for p in points):

@@ -1,19 +1,27 @@
 """The whole pipeline on a tiny model: same result at any number of workers, memo or not; conservation; sessions."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import astuple, replace
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 
 from dre_sim.dre import DisagreementError
-from resv_sim import hardware, pipeline, reporting
+from dre_sim.timeline import Timeline
+from dre_sim.workload import FetchWork
+from energy_models.pricing import ActionLine, Bill, StaticLine
+from resv.selection import Counts, Fidelity, LayerSelection, Selection
+from resv.trace import Step
+from resv_sim import hardware, pipeline, reporting, rows
 from resv_sim.config import Experiment, load_experiment
 from resv_sim.progress import Progress
 from resv_sim.report import summary_markdown
 from resv_sim.results import ExperimentResult
 from resv_sim.writing import csv_text, result_data
+from tests.sample_results import sample_row
 
 
 def run(settings: Sequence[str] = (), jobs: int = 1, *, use_cache: bool = False) -> ExperimentResult:
@@ -92,6 +100,91 @@ def test_a_session_gives_one_row_per_stage() -> None:
     assert rows[0].fps == pytest.approx(1 / rows[0].latency_s)
     assert rows[1].fps is None
     assert [r.power_w for r in rows] == [pytest.approx(r.energy_j / r.latency_s, rel=1e-12) for r in rows]
+
+
+def test_the_power_of_a_stage_is_its_energy_over_its_time() -> None:
+    settings = ["workload={kind: session, frames: 20, question_tokens: 5, answer_tokens: 3}"]
+    for row in run(settings).rows:
+        assert row.power_w * row.latency_s == pytest.approx(row.energy_j)
+
+
+def test_a_stage_is_the_mean_of_its_steps_at_the_last_ones_cache_length() -> None:
+    one = replace(sample_row("vrex8", "resv", 300, "frame"), latency_s=0.1, energy_j=2.0, fps=10.0, link_bytes=10)
+    one = replace(one, retrieval_ratio=None, hcu_cycles=4, power_w=20.0)
+    two = replace(one, kv_len_tokens=310, latency_s=0.4, energy_j=3.0, fps=2.5, link_bytes=16, retrieval_ratio=0.3)
+    word = sample_row("vrex8", "resv", 320, "decode")
+    parts: list[Any] = [({"fetch": 0.1}, {"dram": 2.0}), ({"linear": 0.4}, {"dram": 1.0, "link": 2.0}), ({}, {})]
+    steps = [
+        rows.Point(row, *both, timeline=Timeline(str(i), (), {}, 1), bill=cast(Any, None), work=cast(Any, None))
+        for i, (row, both) in enumerate(zip((one, two, word), parts, strict=True))
+    ]
+    frame, decode = rows.stage_means(steps)
+    got = frame.row
+    assert (got.latency_s, got.energy_j, got.power_w) == pytest.approx((0.25, 2.5, 10.0))
+    assert (got.fps, got.retrieval_ratio) == pytest.approx((4.0, 0.3))
+    assert (got.link_bytes, got.hcu_cycles, got.kv_len_tokens, got.batch, got.seed) == (13, 4, 310, 1, 7)
+    assert got.output_rel_error == pytest.approx(0.08)
+    assert frame.exposed_s == pytest.approx({"fetch": 0.05, "linear": 0.2})
+    assert frame.energy_j == pytest.approx({"dram": 1.5, "link": 1.0})
+    assert frame.timeline is steps[1].timeline
+    assert (decode.row.kv_len_tokens, decode.row.latency_s) == (320, word.latency_s)
+
+
+def layer_selection(attended: list[list[int]], candidates: list[list[int]], **counts: int) -> LayerSelection:
+    masks = (np.array(mask, dtype=bool) for mask in (attended, np.zeros_like(attended), candidates))
+    return LayerSelection(0, *masks, Counts(**counts))
+
+
+def test_columns_of_a_row_from_two_streams_by_hand() -> None:
+    """Two KV heads; the second stream's second head has nothing to choose from, and its scores no exact count."""
+    near = layer_selection(
+        [[1, 1, 1, 0], [1, 0, 0, 0]],
+        [[0, 1, 1, 1], [1, 1, 1, 1]],
+        score_elements=40,
+        selected_prefix_elements=12,
+        exact_prefix_elements=10,
+    )
+    far = layer_selection([[1, 1, 1, 1], [1, 1, 1, 1]], [[1, 1, 1, 1], [0, 0, 0, 0]])
+    fidelity = [
+        Fidelity(*(np.array(v) for v in ([m, m + 0.1], [0.5, 0.7], [e, 0.2]))) for m, e in ((0.8, 0.1), (0.6, 0))
+    ]
+    step = Step("frame", 4, 1)
+    streams = [Selection("resv", step, (layer,), (of,)) for layer, of in zip((near, far), fidelity, strict=True)]
+    assert rows.retrieval_ratios(streams).tolist() == [pytest.approx([(2 / 3 + 1) / 2, (1 / 4 + 0) / 2])]
+    actions = (
+        ActionLine("dpe", "dpe_macs", 10**12, 2.0, "dpe"),
+        ActionLine("dram", "dram_read_bytes", 10**12, 3.0, "dram"),
+        ActionLine("link", "link_bytes", 10**12, 4.0, "link", scale=0.5),
+        ActionLine("ssd", "ssd_read_bytes", 10**12, 5.0, "ssd"),
+        ActionLine("host_dram", "host_dram_bytes", 10**12, 6.0, "host_dram"),
+    )
+    bill = Bill("vrex8", "t", 0.5, actions, (StaticLine("dram", 8.0, 0.5, "idle"),), 22.0)
+    fetch = FetchWork(np.array([4096, 512, 512]), useful_bytes=600, n_tokens=5)
+    work: Any = SimpleNamespace(
+        kv_len_tokens=4,
+        batch=2,
+        kind="frame",
+        n_new=10,
+        layers=[SimpleNamespace(fetch=fetch, prediction=None), SimpleNamespace(fetch=None, prediction=None)],
+    )
+    timeline = Timeline("vrex8", (), {"dram_read_bytes": 300, "dram_write_bytes": 100, "link_bytes": 5120}, 10**12 // 2)
+    context = rows.PointContext("e", "vrex8", "resv", "m", 3, "hash", "rev", 15.0, 1000.0)
+    row = rows.make_point(context, work, streams, timeline, bill).row
+    assert (row.latency_s, row.fps, row.power_w) == (0.5, 2.0, 44.0)
+    assert (row.dram_bytes, row.bound_s) == (400, 0.4)
+    assert (row.link_bytes, row.link_transactions, row.fetched_tokens, row.fetched_bytes) == (5120, 3, 5, 600)
+    assert row.retrieval_ratio == pytest.approx((5 / 6 + 1 / 8) / 2)
+    assert (row.attention_mass_kept, row.topk_overlap, row.output_rel_error) == pytest.approx((0.75, 0.6, 0.125))
+    assert (row.elements_visited_share, row.overshoot) == pytest.approx((12 / 40, 12 / 10 - 1))
+    assert (row.clusters, row.tokens_per_cluster, row.hcu_cycles) == (None, None, None)
+    split = (row.energy_compute_j, row.energy_dram_j, row.energy_link_j, row.energy_storage_j, row.energy_static_j)
+    assert split == pytest.approx((2.0, 3.0, 2.0, 11.0, 4.0))
+    assert row.trace_kind == "trace"
+    given = rows.make_point(context, SimpleNamespace(**{**vars(work), "kind": "decode"}), (), timeline, bill).row
+    assert (given.trace_kind, given.fps, given.retrieval_ratio, given.overshoot) == ("statistics", None, None, None)
+    lost = replace(fidelity[0], output_rel_error=np.array([math.nan, 0.2]))
+    unknown = rows.make_point(context, work, [replace(streams[0], fidelity=(lost,))], timeline, bill).row
+    assert (unknown.attention_mass_kept, unknown.output_rel_error) == (pytest.approx(0.85), None)
 
 
 def test_a_batch_shares_weights_and_multiplies_the_cache() -> None:

@@ -30,7 +30,6 @@ class SweepStore:
 
     def __init__(self, folder: Path, sweep: Sweep, fingerprint: str, *, resume: bool) -> None:
         self.folder = folder
-        self.sweep = sweep
         self._identity = {**sweep.identity(), "models": fingerprint}
         self._resume = resume
         self.finished: dict[str, dict[str, Any]] = {}
