@@ -18,7 +18,7 @@ from resv_sim.library import bundled
 from resv_sim.sweep import fronts
 from resv_sim.sweep.config import Axis, Constraint, LogRange, Range
 from resv_sim.sweep.progress import SweepProgress
-from resv_sim.sweep.space import points, sweep_of, validate_points
+from resv_sim.sweep.space import point_at, points, sweep_of, validate_points
 from tests.sweeps import load_sweep, sweep_data, write_sweep
 
 
@@ -76,7 +76,10 @@ def test_a_random_sweep_draws_its_budget_the_same_way_every_time(tmp_path: Path)
     found = points(sweep.config)
     assert len(found) == 40
     assert found == points(sweep.config)
-    assert all(0.1 <= p.names["ratio"] <= 0.4 for p in found)
+    ratios = [float(p.names["ratio"]) for p in found]
+    assert all(0.1 <= ratio <= 0.4 for ratio in ratios)
+    assert len(set(ratios)) == 40
+    assert np.histogram(ratios, bins=3, range=(0.1, 0.4))[0].min() > 5
     assert {p.names["hash_bits"] for p in found} == {16, 32}
     assert all(len(list(validate_points(sweep, [p]))) == 1 for p in found)
 
@@ -101,10 +104,26 @@ def test_a_random_sweep_draws_whole_numbers_from_all_of_a_range(
     assert {type(value) for value in values} == {int}
     assert set(values) <= set(drawn)
     if len(drawn) < 10:
-        assert set(values) == set(drawn)
+        assert min(values.count(value) for value in drawn) > 0.7 * 300 / len(drawn), "each is as likely"
     else:
         decades = np.histogram(np.log10(np.array(values, dtype=float)), bins=3, range=(0, 3))[0]
         assert decades.min() > 70, "every decade is as likely"
+
+
+def test_a_search_asks_for_indices_of_values_and_for_numbers_of_ranges(tmp_path: Path) -> None:
+    data = axis(sweep_data(), path="policies.resv.wicsum.ratio", range={"start": 0.1, "stop": 0.4})
+    data["sweep"] |= {"mode": "random", "budget": 4}
+    config = load_sweep(tmp_path, data).config
+    found, again = (point_at(config, index, {"hash_bits": 1, "ratio": 0.25, "link": 0}) for index in (7, 8))
+    assert found.names == {"hash_bits": 32, "ratio": 0.25, "link": "pcie3_x4"}
+    assert found.overrides == {
+        "policies.resv.hash_bits": 32,
+        "policies.resv.hamming_threshold": 7,
+        "policies.resv.wicsum.ratio": 0.25,
+        "platforms.vrex8.offload.link": "pcie3_x4",
+    }
+    assert (found.index, again.overrides) == (7, found.overrides)
+    assert found.id != again.id, "a design that is drawn twice is two points"
 
 
 def test_ranges_include_both_ends() -> None:

@@ -42,9 +42,9 @@ def test_the_first_arrivals_and_writes_of_seed_1() -> None:
     assert replay.arrivals_ps(4, 1000.0, poisson=False).tolist() == [0, 1000, 2000, 3000]
     gaps = [-np.log(((x >> 11) + 1) / 2**53) * 1000 for x in naive_splitmix64(1001, 4)]
     assert replay.arrivals_ps(4, 1000.0, poisson=True).tolist() == [int(t) for t in np.cumsum(gaps)]
-    writes = [((x >> 11) + 1) / 2**53 <= 0.3 for x in naive_splitmix64(2001, 64)]
-    assert replay.units("mix70chunk", 4096, 64, CHANNEL).is_write.tolist() == writes
-    assert any(writes)
+    uniform = [((x >> 11) + 1) / 2**53 for x in naive_splitmix64(2001, 256)]
+    for pattern, share in (("mix70chunk", 0.3), ("mix90chunk", 0.1), ("mix90seq", 0.1), ("seq", 0.0), ("chunk", 0.0)):
+        assert replay.units(pattern, 4096, 256, CHANNEL).is_write.tolist() == [u <= share for u in uniform]
 
 
 def test_a_stride_goes_to_the_next_column_after_a_round() -> None:
