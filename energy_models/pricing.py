@@ -21,6 +21,10 @@ class EnergyConservationError(RuntimeError):
     """A bill whose parts, total and average power disagree, or that misses an action."""
 
 
+class CapError(ValueError):
+    """A power mode that allows less than what is drawn all the time."""
+
+
 @dataclass(frozen=True)
 class ActionLine:
     """`count` actions at `unit_cost_pj`, priced with table row `row`. `scale` < 1: cut by a power mode."""
@@ -102,7 +106,9 @@ def price(timeline: Timeline, table: PriceTable, params: UnitParameters | None =
     Raises
     ------
     ValueError
-        an action without a row, a negative count, a duration of zero, a cap below the static power.
+        an action without a row, a negative count, a duration of zero.
+    CapError
+        a cap below the static power.
     EnergyConservationError
         the bill does not add up (a defect of this module, checked on every call).
     """
@@ -169,7 +175,7 @@ def _within_caps(
         dynamic_j = fsum(line.joules for line in actions if line.component in cap.covers)
         left_j = cap.power_w * seconds - static_j
         if left_j < -_RELATIVE_TOLERANCE * static_j:
-            raise ValueError(
+            raise CapError(
                 f"price table {table.name!r}: cap {name!r} of {cap.power_w} W is below the static power "
                 f"{static_j / seconds:.6g} W of {', '.join(cap.covers)}"
             )

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from dre_sim.platforms import VRexConfig
 from dre_sim.timeline import Timeline
+from energy_models.pricing import CapError
 from energy_models.scaling import UnitParameters
 from energy_models.sensitivity import Case, ranges, sensitivity
 from resv_sim.config import Experiment
@@ -106,7 +107,8 @@ def sensitivity_rows(
 ) -> Iterator[SensitivityRow]:
     """Energy gain over the baseline with each uncertain price at the ends of its range.
 
-    For every other run, in the first stage, at the shortest and the longest cache.
+    For every other run, in the first stage, at the shortest and the longest cache. A price is left out where a power
+    mode has no room for one of the ends.
     """
     base = {(p.row.kv_len_tokens, p.row.stage): p for p in points if p.row.label == experiment.baseline.label}
     for label in dict.fromkeys(p.row.label for p in points):
@@ -123,7 +125,10 @@ def _moved(experiment: Experiment, reference: Point, point: Point, parameters: P
     cases = [_case(experiment, p, parameters) for p in (reference, point)]
     known: dict[str, Any] = {**ranges(cases[0].table), **ranges(cases[1].table)}
     for name, values in known.items():
-        gains = sensitivity(cases[0], cases[1], name)
+        try:
+            gains = sensitivity(cases[0], cases[1], name)
+        except CapError:
+            continue
         for value, gain in zip(values, gains, strict=True):
             row = point.row
             yield SensitivityRow(

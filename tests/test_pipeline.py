@@ -210,6 +210,16 @@ def test_a_unit_that_selects_something_else_stops_the_run(monkeypatch: pytest.Mo
         run()
 
 
+def test_a_price_that_a_power_mode_has_no_room_for_is_left_out_and_the_run_stays() -> None:
+    """15 W of the AGX Orin: at the high end of its range what it draws idle, with its memory, is above that."""
+    moved = {
+        mode: {row.parameter for row in run([f"platforms.agx_orin.power_mode={mode}"]).sensitivity}
+        for mode in ("maxn", "15w")
+    }
+    assert moved["maxn"] - moved["15w"] == {"soc_idle"}
+    assert "dram_read_bytes" in moved["15w"]
+
+
 def test_a_cache_larger_than_the_offload_tier_is_refused_before_anything_runs() -> None:
     with pytest.raises(ValueError, match=r"platforms\.vrex8\.offload.*the tier holds 1000"):
         run(["platforms.vrex8.offload.capacity_bytes=1000"])
