@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from dre_sim.dre import DisagreementError
-from dre_sim.timeline import Timeline
-from dre_sim.workload import FetchWork
+from dre_sim.timeline import Span, Timeline
+from dre_sim.workload import DreJob, FetchWork
 from energy_models.pricing import ActionLine, Bill, StaticLine
-from resv.selection import Counts, Fidelity, LayerSelection, Selection
+from resv.selection import ClusterTable, Counts, Fidelity, LayerSelection, Selection
 from resv.trace import Step
 from resv_sim import hardware, pipeline, reporting, rows
 from resv_sim.config import Experiment, load_experiment
@@ -135,8 +135,14 @@ def layer_selection(attended: list[list[int]], candidates: list[list[int]], **co
     return LayerSelection(0, *masks, Counts(**counts))
 
 
+def table(counts: tuple[int, ...]) -> ClusterTable:
+    zeros = np.zeros(len(counts), dtype=np.int32)
+    codes, resident = zeros.astype(np.uint64), zeros.astype(bool)
+    return ClusterTable(zeros, codes, np.array(counts, dtype=np.int32), resident, zeros, zeros)
+
+
 def test_columns_of_a_row_from_two_streams_by_hand() -> None:
-    """Two KV heads; the second stream's second head has nothing to choose from, and its scores no exact count."""
+    """Two KV heads; the second stream's second head has nothing to choose from."""
     near = layer_selection(
         [[1, 1, 1, 0], [1, 0, 0, 0]],
         [[0, 1, 1, 1], [1, 1, 1, 1]],
@@ -144,7 +150,14 @@ def test_columns_of_a_row_from_two_streams_by_hand() -> None:
         selected_prefix_elements=12,
         exact_prefix_elements=10,
     )
-    far = layer_selection([[1, 1, 1, 1], [1, 1, 1, 1]], [[1, 1, 1, 1], [0, 0, 0, 0]])
+    far = layer_selection(
+        [[1, 1, 1, 1], [1, 1, 1, 1]],
+        [[1, 1, 1, 1], [0, 0, 0, 0]],
+        score_elements=10,
+        selected_prefix_elements=3,
+        exact_prefix_elements=2,
+    )
+    near, far = (replace(one, tables=tuple(map(table, of))) for one, of in ((near, [(1, 3)]), (far, [(2, 1, 1), (4,)])))
     fidelity = [
         Fidelity(*(np.array(v) for v in ([m, m + 0.1], [0.5, 0.7], [e, 0.2]))) for m, e in ((0.8, 0.1), (0.6, 0))
     ]
@@ -165,9 +178,20 @@ def test_columns_of_a_row_from_two_streams_by_hand() -> None:
         batch=2,
         kind="frame",
         n_new=10,
-        layers=[SimpleNamespace(fetch=fetch, prediction=None), SimpleNamespace(fetch=None, prediction=None)],
+        layers=[
+            SimpleNamespace(fetch=fetch, prediction=SimpleNamespace(dre=DreJob(7, 3, *[0] * 8))),
+            SimpleNamespace(fetch=None, prediction=SimpleNamespace(dre=DreJob(5, 9, *[0] * 8))),
+            SimpleNamespace(fetch=None, prediction=None),
+        ],
     )
-    timeline = Timeline("vrex8", (), {"dram_read_bytes": 300, "dram_write_bytes": 100, "link_bytes": 5120}, 10**12 // 2)
+    spans = (
+        Span("lxe", 0, 3 * 10**11, "linear", 0),
+        Span("hcu", 0, 10**11, "prediction", 0),
+        Span("link", 10**11, 10**12 // 2, "fetch", 0),
+    )
+    timeline = Timeline(
+        "vrex8", spans, {"dram_read_bytes": 300, "dram_write_bytes": 100, "link_bytes": 5120}, 10**12 // 2
+    )
     context = rows.PointContext("e", "vrex8", "resv", "m", 3, "hash", "rev", 15.0, 1000.0)
     row = rows.make_point(context, work, streams, timeline, bill).row
     assert (row.latency_s, row.fps, row.power_w) == (0.5, 2.0, 44.0)
@@ -175,8 +199,10 @@ def test_columns_of_a_row_from_two_streams_by_hand() -> None:
     assert (row.link_bytes, row.link_transactions, row.fetched_tokens, row.fetched_bytes) == (5120, 3, 5, 600)
     assert row.retrieval_ratio == pytest.approx((5 / 6 + 1 / 8) / 2)
     assert (row.attention_mass_kept, row.topk_overlap, row.output_rel_error) == pytest.approx((0.75, 0.6, 0.125))
-    assert (row.elements_visited_share, row.overshoot) == pytest.approx((12 / 40, 12 / 10 - 1))
-    assert (row.clusters, row.tokens_per_cluster, row.hcu_cycles) == (None, None, None)
+    assert (row.elements_visited_share, row.overshoot) == pytest.approx((15 / 50, 15 / 12 - 1))
+    assert (row.clusters, row.tokens_per_cluster) == pytest.approx((2.0, 12 / 6))
+    assert (row.hcu_cycles, row.wtu_cycles) == (12, 12)
+    assert (row.prediction_s, row.exposed_fetch_s) == pytest.approx((0.1, 0.2))
     split = (row.energy_compute_j, row.energy_dram_j, row.energy_link_j, row.energy_storage_j, row.energy_static_j)
     assert split == pytest.approx((2.0, 3.0, 2.0, 11.0, 4.0))
     assert row.trace_kind == "trace"

@@ -56,6 +56,7 @@ from resv_sim.reproduce.study import (
     vision_s,
     with_share,
 )
+from resv_sim.results import RatioKey
 from tests.sample_results import LENGTHS, sample_row
 
 KEYS = ["figure", "item", "unit", "ours", "published", "error", "role"]
@@ -344,6 +345,8 @@ def test_a_batch_repeats_what_is_a_streams_own_and_shares_the_weights(label: str
         assert sum(g.macs for g in b.gemms) == 4 * sum(g.macs for g in a.gemms)
         if a.prediction is not None and b.prediction is not None and a.prediction.dre and b.prediction.dre:
             assert b.prediction.score_macs == 4 * a.prediction.score_macs
+            mine, together = (cast(Any, one.hash_gemm) for one in (a.prediction, b.prediction))
+            assert together == replace(mine, m=4 * mine.m)
             assert b.prediction.dre.wtu_cycles == 4 * a.prediction.dre.wtu_cycles
     assert four.batch == 4
 
@@ -420,6 +423,24 @@ def test_an_outcome_holds_means_over_streams_and_gains_of_the_means(monkeypatch:
     assert found.range_s(*key) == (min(of_streams), max(of_streams))
     assert found.points[key].timeline == outcome.points[key].timeline
     assert [r for r in found.result.rows if (r.label, r.stage, r.kv_len_tokens) == key] == [found.points[key].row]
+
+
+def test_steps_of_a_batch_are_of_the_run_the_stage_and_the_size_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    outcome = tiny()
+    monkeypatch.setattr("resv_sim.reproduce.study.load_experiment", lambda path: (outcome.experiment, None))
+    monkeypatch.setattr(Study, "_averaged", lambda self, _: replace(outcome, streams=streams))
+    streams = {key: (point,) for key, point in outcome.points.items()}
+    study = Study(Progress(quiet=True), 1)
+    for _ in range(2):
+        for label in (AGX, OURS):
+            for stage, batch in (("frame", 4), ("decode", 4), ("frame", 8)):
+                found = study.batched("fig13_edge", label, cast(Any, stage), batch)
+                rows = [(p.row.label, p.row.stage, p.row.batch, p.row.kv_len_tokens) for p in found]
+                assert rows == [(label, stage, batch, length) for length in (200, 600)]
+    gains = study.batched_gains("fig13_edge", (AGX, OURS), "frame", 4)
+    base, ours = gains[:2], gains[2:]
+    assert [p.row.speedup for p in base] == [1.0, 1.0]
+    assert [p.row.speedup for p in ours] == [b.row.latency_s / o.row.latency_s for b, o in zip(base, ours, strict=True)]
 
 
 def test_each_reading_of_a_baseline_has_its_own_speed_and_energy() -> None:
@@ -598,6 +619,9 @@ def test_figure_19_fetches_every_key_and_the_chosen_values_in_the_layers_it_samp
 ) -> None:
     monkeypatch.setattr(ablation, "LENGTH", 600)
     study, outcome = ablating("fig19", Memo(tmp_path, 10**9)), ablated("fig19")
+    ran: list[Any] = []
+    run_layer = ablation.run_layer
+    monkeypatch.setattr(ablation, "run_layer", lambda policy, *of: (ran.append(policy), run_layer(policy, *of))[1])
     ratio, resident, fetches = ablation.unclustered(study, outcome.experiment)
     keys, value_bytes = 600 * 2 * 16 * 2, 16 * 2  # tokens, KV heads, head dim, bytes
     assert [f.useful_bytes for f in fetches] == [keys + f.n_tokens * value_bytes for f in fetches]
@@ -605,6 +629,7 @@ def test_figure_19_fetches_every_key_and_the_chosen_values_in_the_layers_it_samp
     assert ratio == pytest.approx(sum(f.n_tokens for f in fetches) / (8 * 2 * 600))
     assert resident == 0
     again = ablation.unclustered(study, outcome.experiment)
+    assert [(policy.hash_bits, policy.hamming_threshold) for policy in ran] == [(64, 1)] * 8  # and from the memo
     assert again[:2] == (ratio, resident)
     assert [f.extent_bytes.tolist() for f in again[2]] == [f.extent_bytes.tolist() for f in fetches]
 
@@ -655,14 +680,26 @@ def session_outcome(ratios: dict[str, tuple[float, float, float]]) -> Outcome:
         for policy, of in ratios.items()
         for stage, ratio in zip(("frame", "question", "decode"), of, strict=True)
     )
+    by_layer = {
+        RatioKey(policy, 300, stage): np.full((2, 4), scale) * [[1], [3]]
+        for policy, scale in (("rekv_vrex", 0.3), ("resv", 0.1))
+        for stage in ("decode", "frame")
+    }
+    result = SimpleNamespace(rows=rows, ratios=by_layer, trace_statistics={"layer_ratio_max": 0.3})
     experiment, _ = load_experiment(str(paper_experiment("table2")))
-    return cast(Outcome, SimpleNamespace(result=SimpleNamespace(rows=rows), experiment=experiment, baseline=("a", "b")))
+    return cast(Outcome, SimpleNamespace(result=result, experiment=experiment, baseline=("a", "b")))
 
 
 def test_the_ratio_of_a_session_counts_each_of_its_steps_once() -> None:
     session = session_outcome({"resv": (0.3, 0.9, 0.03), "rekv_vrex": (0.6, 0.5, 0.3)})
     assert retrieval.session_ratio(session, "resv") == pytest.approx((26 * 0.3 + 0.9 + 39 * 0.03) / 66)
     assert retrieval.session_ratio(session, "rekv_vrex") == pytest.approx((26 * 0.6 + 0.5 + 39 * 0.3) / 66)
+    outcomes = {"table2": session, "fig13_edge": session_outcome({"oaken": (1.0, 1.0, 1.0)})}
+    findings = retrieval.fig20(cast(Study, SimpleNamespace(outcome=outcomes.__getitem__)))
+    assert findings.statistics["rekv_over_resv_tokens"] == pytest.approx(27.8 / 9.87)
+    assert findings.statistics["layer_ratio_max"] == 0.3
+    assert cast(Any, findings.panels[0].series["ReSV"]) == pytest.approx({0: 0.1, 1: 0.3})
+    assert [group.rows for group in findings.groups] == [outcome.result.rows for outcome in outcomes.values()]
 
 
 @pytest.mark.parametrize(("resv", "fewest"), [((0.3, 0.02), "holds"), ((0.3, 0.06), "does not hold")])
@@ -757,7 +794,8 @@ def test_tornado_and_comparison_are_drawn(tmp_path: Path) -> None:
 
 def test_every_fact_that_a_panel_marks_is_published() -> None:
     known = {f.item for f in published_facts().facts}
-    shares = (ablation.SHARES, ablation.CLUSTERING, machine.SHARES, tables.SESSION_SHARES)
+    shares = (ablation.SHARES, ablation.CLUSTERING, machine.SHARES, tables.SESSION_SHARES, tables.FIG4_SHARES)
+    shares += (retrieval._marks("frame"), retrieval._marks("text"))
     marked = [*ablation.PUBLISHED.values(), *shares]
     assert {item for marks in marked for item in marks.values()} <= known
 
