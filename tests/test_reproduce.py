@@ -682,8 +682,7 @@ def session_outcome(ratios: dict[str, tuple[float, float, float]]) -> Outcome:
     )
     by_layer = {
         RatioKey(policy, 300, stage): np.full((2, 4), scale) * [[1], [3]]
-        for policy, scale in (("rekv_vrex", 0.3), ("resv", 0.1))
-        for stage in ("decode", "frame")
+        for policy, stage, scale in (("rekv_vrex", "frame", 0.3), ("resv", "decode", 0.2), ("resv", "frame", 0.1))
     }
     result = SimpleNamespace(rows=rows, ratios=by_layer, trace_statistics={"layer_ratio_max": 0.3})
     experiment, _ = load_experiment(str(paper_experiment("table2")))
@@ -788,6 +787,7 @@ def test_tornado_and_comparison_are_drawn(tmp_path: Path) -> None:
     tornado = Tornado("speedup", "x", 7.0, (Bar("a", 6.0, 8.0), Bar("b", 7.1, 6.9)))
     two = tuple(Item("f", name, "x", 1.0, 2.0, -0.5, "prediction") for name in "ab")
     done = Reproduction("f", Figure("t", (), lambda _: Findings()), two, Findings(tornados=(tornado,)), ())
+    assert [bar.span for bar in tornado.bars] == pytest.approx([2.0, 0.2])
     assert write_figures([done], tmp_path) == {"f": ["f", "f_errors"]}
     assert (tmp_path / "f_errors.svg").exists()
 
