@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -253,6 +254,30 @@ def test_pairs_are_of_one_exam(model, exam) -> None:
     assert row.only_reference - row.only_policy == round(row.accuracy_drop * row.n_questions)
     assert row.accuracy_low <= row.accuracy <= row.accuracy_high
     assert sum(t.n_questions for t in answered.task_rows(marked[1])) == row.n_questions
+
+
+def test_a_row_of_three_questions_and_six_frames_by_hand() -> None:
+    """Two streams; the second asks once. Only the second thing that was new was not told."""
+    asked = [[Task.COUNT, Task.NEW_NOW], [Task.COUNT, None]]
+    narration = np.array([[SILENT, 9, SILENT], [SILENT, SILENT, 8]])
+    exam = SimpleNamespace(answers=np.array([[5, 6], [7, -1]]), narration=narration, tasks=lambda: asked)
+    answered, config = Answered([exam]), exam_config()
+    counts = np.array([[4, 100, 60, 50, 10, 8], [0, 0, 0, 0, 0, 0]])
+    said = np.array([[SILENT, 9, 4], [SILENT, SILENT, 1]])
+    reference = answered.mark("full", config, outcomes.Outcome(exam.answers, narration, counts))
+    marked = answered.mark("topk", config, outcomes.Outcome(np.array([[5, 0], [7, 3]]), said, counts))
+    assert COUNTED == ("steps", "cached", "attended", "candidates", "selected", "fetched")
+    row = answered.row(marked, reference, load_experiment("accuracy")[0].model)
+    assert (row.policy, row.n_questions, row.n_frames) == ("topk", 3, config.n_frames)
+    assert (row.accuracy, row.accuracy_drop) == pytest.approx((2 / 3, 1 / 3))
+    assert (row.only_reference, row.only_policy, row.p_value) == (1, 0, 1.0)
+    assert (row.narration, row.speak, row.silent) == pytest.approx((4 / 6, 1 / 2, 3 / 4))
+    assert row.narration_low < row.narration < row.narration_high
+    assert (row.frame_kept, row.frame_ratio) == pytest.approx((0.6, 0.2))
+    assert row.frame_fetched_bytes == 8 * 2 * 64 * 2 / 4  # tokens of a head, keys and values of 64 numbers, over steps
+    assert (row.text_kept, row.text_ratio, row.text_fetched_bytes) == (None, None, None)
+    tasks = {task.task: (task.n_questions, task.accuracy) for task in answered.task_rows(marked)}
+    assert tasks == {"count": (2, 1.0), "new_now": (1, 0.0)}
 
 
 # -- outcomes -------------------------------------------------------------------------------------------------
