@@ -737,6 +737,12 @@ def test_bands_repeat_by_seed_and_hold_every_unknown() -> None:
     for band in bands:
         assert list(band.quantiles) == sorted(band.quantiles)
         assert [bar.name for bar in band.bars] == known.names
+    rows = [[tiny().row(label, "frame", length) for label in (AGX, OURS)] for length in (200, 600)]
+    assert [band.default for band in bands] == pytest.approx(
+        [agx.latency_s / ours.latency_s for agx, ours in rows]
+        + [agx.energy_j / ours.energy_j for agx, ours in rows]
+        + [1 / ours.latency_s for _, ours in rows]
+    )
     gain = next(b for b in bands if b.name == "energy gain at 600")
     idle = gain.bars[-1]
     assert idle.name == "soc_idle"
