@@ -565,6 +565,42 @@ def test_figure_4_fills_the_memory_with_forty_tokens_a_tenth_of_a_second(monkeyp
     assert edge.detail == f"32 GB after {(32 - curve[0]) / a_minute:.1f} min"
 
 
+@cache
+def tiny_server() -> Outcome:
+    """The server experiment with the tiny model at 200 and 600 tokens, nothing resident."""
+    settings = ("model=tiny", "workload.kv_lengths_tokens=[200, 600]", "policies.resv.recent_bytes=0")
+    experiment, _ = load_experiment(str(paper_experiment("fig13_server")), settings)
+    result, points = run_with_points(experiment, Progress(quiet=True), 1)
+    return Outcome(experiment, result, {(p.row.label, p.work.kind, p.row.kv_len_tokens): p for p in points})
+
+
+def test_figure_13_compares_traced_rows_and_batches_and_counts_operations_for_a_joule() -> None:
+    streams = [replace(o, streams={key: [p] for key, p in o.points.items()}) for o in (tiny(), tiny_server())]
+    outcomes = dict(zip(("fig13_edge", "fig13_server"), streams, strict=True))
+    asked: list[tuple[Any, ...]] = []
+
+    def batched_gains(name: str, labels: tuple[str, ...], stage: Any, batch: int) -> list[Any]:
+        asked.append((name, labels, stage, batch))
+        points = [outcomes[name].points[label, stage, length] for label in labels for length in (200, 600)]
+        return [replace(point, row=replace(point.row, batch=batch)) for point in points]
+
+    study = SimpleNamespace(outcome=outcomes.__getitem__, batched_gains=batched_gains)
+    findings = speed.fig13(cast(Study, study))
+    pairs = ((AGX, OURS), (speed.A100, speed.SERVER))
+    assert asked == [(name, of, "frame", n) for name, of, n in zip(outcomes, pairs, (4, 8), strict=True)]
+    for outcome, group, batch, of in zip(streams, findings.groups, (4, 8), pairs, strict=True):
+        assert group.baseline == tuple(of[0].split("+"))
+        assert [r.label for r in group.rows if r.batch == batch] == [of[0]] * 2 + [of[1]] * 2
+        alone = [row for row in group.rows if row.batch == 1]
+        assert alone == [r for r in outcome.result.rows if r.platform not in speed.OTHER_READINGS]
+    points = {n: tiny_server().points[speed.SERVER, "frame", n] for n in (200, 600)}
+    per_joule = {n: 2 * p.timeline.actions["dpe_macs"] / p.row.energy_j / 1e12 for n, p in points.items()}
+    assert findings.statistics["vrex48_tops_per_w"] == pytest.approx(per_joule)
+    panels = {panel.title: cast(Any, panel.series) for panel in findings.panels}
+    assert panels["V-Rex8, decode"] == {label: tiny().latency_s(label, "decode") for label in (AGX, OURS)}
+    assert panels["energy gain, server"]["frame"] == {n: p.row.energy_gain for n, p in points.items()}
+
+
 def test_figure_15_counts_the_frames_of_16_streams_and_says_where_memory_ends() -> None:
     edge = tiny()
 
