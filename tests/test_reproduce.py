@@ -517,7 +517,15 @@ def test_prefill_is_frames_and_a_question_without_the_encoder(monkeypatch: pytes
     )
     fetched = 26 * frame.row.exposed_fetch_s + question.row.exposed_fetch_s
     assert shares["retrieval_share_80k"] == pytest.approx(fetched / prefill)
-    assert sum(shares[f"{part}_share"] for part in ("prediction", "fetch", "llm")) == pytest.approx(1.0)
+    near = outcome.points["a100_eager+quarter", "frame", 200]
+    near_s = near.row.latency_s - vision_s(near)
+    assert shares["fetch_share"] == pytest.approx(near.row.exposed_fetch_s / near_s)
+    assert shares["prediction_share"] == pytest.approx(near.row.prediction_s / near_s)
+    assert shares["llm_share"] == pytest.approx(1 - (near.row.exposed_fetch_s + near.row.prediction_s) / near_s)
+    predicted = [layer.prediction for layer in near.work.layers if layer.prediction]
+    flops = [2 * p.score_macs + (p.query_gemm.flops if p.query_gemm else 0) for p in predicted]
+    assert len(flops) > 1
+    assert shares["ops_share"] == pytest.approx(sum(flops) / near.timeline.actions["gpu_flops"])
 
 
 def test_an_exposed_share_is_of_all_streams_time() -> None:
