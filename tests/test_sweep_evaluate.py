@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,7 @@ from resv_sim.results import ResultRow
 from resv_sim.streams import make_streams
 from resv_sim.sweep import evaluate as module
 from resv_sim.sweep.evaluate import evaluate, prepare, used_policies
+from tests.sample_results import sample_row
 
 
 def experiment(settings: Sequence[str] = ()) -> Experiment:
@@ -99,6 +102,24 @@ def test_an_error_is_the_result_of_its_own_point(tmp_path: Path) -> None:
     results = evaluate(Memo(tmp_path), [(3, bad), (4, experiment())])
     assert [(r.index, r.error is None) for r in results] == [(3, False), (4, True)]
     assert str(results[0].error).startswith("ValueError: platforms.vrex8.offload")
+
+
+def test_a_number_that_is_not_finite_is_an_error_and_what_was_noted_comes_along(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = experiment(["platforms.vrex8.memory_capacity_bytes=100000"])
+    (result,) = evaluate(Memo(tmp_path), [(2, small)])
+    assert {row["platform"] for row in result.rows} == {"agx_orin"}
+    assert [note.split(",")[0] for note in result.notes] == ["vrex8+resv"] * 2
+
+    def lost(*_: object) -> tuple[list[Any], list[str]]:
+        row = replace(sample_row("vrex8", "resv", 200, "frame"), energy_j=float("nan"))
+        return [SimpleNamespace(row=row, exposed_s={}, energy_j={})], []
+
+    monkeypatch.setattr(module, "_points", lost)
+    (result,) = evaluate(Memo(tmp_path), [(5, small)])
+    assert (result.index, result.rows) == (5, ())
+    assert result.error == "ArithmeticError: energy_j is nan for vrex8+resv"
 
 
 # -- warm-up ----------------------------------------------------------------------------------------------
