@@ -334,6 +334,8 @@ def test_platforms_see_the_steps_that_were_run(model, exam) -> None:
     policy = experiment.policies["resv"].model_copy(update={"recent_bytes": 5_000})
     experiment = experiment.model_copy(update={"policies": {**experiment.policies, "resv": policy}})
     answers = answer_exam(model, policy, exam, record_every=4)
+    remembered = outcomes._unpacked(outcomes._packed(answers))
+    assert remembered.steps == answers.steps
     shape = outcomes._shape(model)
     rows = mean_rows(platform_points(experiment, "resv", shape, answers))
     assert [(row.platform, row.stage) for row in rows] == [
