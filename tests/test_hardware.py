@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from dre_sim.gpu import GpuConfig
+from dre_sim.workload import DreJob
 from energy_models.scaling import PUBLISHED
 from resv.policies.resv import ReSV
-from resv_sim.hardware import fetch_plans, kvmu_of, prices, unit_parameters
+from resv_sim.hardware import fetch_plans, kvmu_of, merge_jobs, prices, unit_parameters
 from tests.bundled import platform, price_table
 from tests.test_policy_conformance import run
 from tests.tiny_trace import TinyTrace
@@ -55,5 +56,15 @@ def test_a_chip_is_as_wide_as_the_widest_of_its_policies_in_any_order() -> None:
     chip = platform("vrex8")
     both = unit_parameters(chip, [wide, narrow])
     assert both == unit_parameters(chip, [narrow, wide]) == unit_parameters(chip, [wide])
-    assert both != unit_parameters(chip, [narrow])
     assert both.hash_bits == 32
+    alone = unit_parameters(chip, [narrow])
+    assert (alone.hash_bits, alone.score_bits) == (16, 4)
+    for edges, bits in (("exponent", 8 + wide.wicsum.mantissa_bits), ("linear", wide.wicsum.score_bits)):
+        policy = wide.model_copy(update={"wicsum": wide.wicsum.model_copy(update={"edges": edges})})
+        assert unit_parameters(chip, [policy]).range_bits == bits
+
+
+def test_streams_of_a_batch_take_the_units_one_after_the_other() -> None:
+    one, two = DreJob(*range(10)), DreJob(*range(10, 20), wtu_spill_bytes=7)
+    assert merge_jobs([one, None, two]) == DreJob(*range(10, 30, 2), wtu_spill_bytes=7)
+    assert merge_jobs([None, None]) is None

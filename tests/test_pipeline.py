@@ -236,6 +236,20 @@ def test_a_unit_that_selects_something_else_stops_the_run(monkeypatch: pytest.Mo
         run()
 
 
+def test_prices_move_the_gain_of_the_first_stage_from_the_rows_own_at_the_shortest_and_longest_cache() -> None:
+    got = run(["workload.kv_lengths_tokens=[200, 400, 600]"])
+    rows_of = {(r.label, r.kv_len_tokens): r for r in got.rows if r.stage == "frame" and r.label != "agx_orin+full"}
+    by_price: dict[Any, list[float]] = {}
+    for r in got.sensitivity:
+        assert r.stage == "frame"
+        key = (r.parameter, f"{r.platform}+{r.policy}", r.kv_len_tokens)
+        by_price.setdefault(key, []).append(r.energy_gain)
+    assert {key[1:] for key in by_price} == {key for key in rows_of if key[1] != 400}
+    for key, (low, default, high) in by_price.items():
+        assert default == pytest.approx(rows_of[key[1:]].energy_gain)
+        assert min(low, high) <= default <= max(low, high)
+
+
 def test_a_price_that_a_power_mode_has_no_room_for_is_left_out_and_the_run_stays() -> None:
     """15 W of the AGX Orin: at the high end of its range what it draws idle, with its memory, is above that."""
     moved = {
