@@ -291,6 +291,25 @@ def test_a_stage_or_layer_that_a_policy_does_not_act_in_is_dense(kind):
         assert all(got.attended.all() for got in run(policy, trace))
 
 
+@pytest.mark.parametrize("kind", POLICIES)
+def test_bytes_scored_and_kept_follow_the_width_of_keys(kind):
+    """Also below a byte; hash-cluster tables, whose rows have widths of their own, are no part of it."""
+    read, kept = [], []
+    for kv_bits in (4, 8, 16):
+        trace = TinyTrace()
+        trace.shape = TINY.model_copy(update={"kv_bits": kv_bits})
+        offloading = {"recent_bytes": CAPACITY * trace.shape.kv_bytes_per_token}
+        options = {} if "recent_bytes" in REFUSED.get(kind, set()) else offloading
+        counts = [got.counts for got in run(POLICIES[kind](**SMALL.get(kind, {}), **options), trace)]
+        read.append([c.score_read_bytes for c in counts])
+        kept.append([c.table_write_bytes for c in counts])
+    assert np.array_equal(read[2], 2 * np.array(read[1]))
+    assert np.array_equal(read[1], 2 * np.array(read[0]))
+    if kind != "resv":
+        assert np.array_equal(kept[2], 2 * np.array(kept[1]))
+        assert kept[1] == pytest.approx(2 * np.array(kept[0]), abs=1)
+
+
 @pytest.mark.parametrize("name", bundled("platforms"))
 @pytest.mark.parametrize("kind", POLICIES)
 def test_every_policy_runs_on_every_platform_and_takes_at_least_its_bytes(kind, name):

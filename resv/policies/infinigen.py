@@ -103,12 +103,12 @@ class InfiniGenState(ScoringState):
     def _counts(self, heads: Sequence[_Speculation], n_new: int) -> Counts:
         """What partial queries and partial keys cost, whatever they were computed with here."""
         n_scores, n_candidates = sum(head.scores.size for head in heads), heads[0].scores.shape[1]
-        element_bytes, kv_columns = self.shape.kv_bits // 8, self.shape.n_kv_heads * self._n_columns
+        kv_columns = self.shape.n_kv_heads * self._n_columns
         return Counts(
             score_macs=n_scores * self._n_columns,
             score_elements=n_scores,
             scanned_elements=2 * n_scores,
-            score_read_bytes=n_candidates * kv_columns * element_bytes,
+            score_read_bytes=n_candidates * kv_columns * self.shape.kv_bits // 8,
             query_columns=self.shape.n_query_heads * self._n_columns,
             table_write_bytes=self._partial_bytes(n_new),
         )

@@ -117,14 +117,14 @@ class InfLLMState(ScoringState):
 
     def _counts(self, n_new: int) -> Counts:
         width = self.shape.n_query_heads * self.shape.head_dim
-        element_bytes = self.shape.kv_bits // 8
+        bits = self.shape.kv_bits
         return Counts(
             score_macs=self.n_blocks * width,
             score_elements=self.n_blocks,
             scanned_elements=self.n_blocks,
             score_rows=1,
-            score_read_bytes=self.n_blocks * width * element_bytes,
-            table_write_bytes=n_new * width * element_bytes // self._policy.block_tokens,
+            score_read_bytes=self.n_blocks * width * bits // 8,
+            table_write_bytes=n_new * width * bits // 8 // self._policy.block_tokens,
             vector_elements=n_new * self.shape.n_query_heads * (self.n_cached - self.window_start + n_new),
         )
 

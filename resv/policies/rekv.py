@@ -72,14 +72,14 @@ class FrameState(WindowState):
     def scoring_counts(self, n_new: int, n_scored: int) -> Counts:
         """One row of all query heads against mean keys expanded to query heads; each frame's mean is written once."""
         width = self.shape.n_query_heads * self.shape.head_dim
-        element_bytes = self.shape.kv_bits // 8
+        bits = self.shape.kv_bits
         return Counts(
             score_macs=n_scored * width,
             score_elements=n_scored,
             scanned_elements=n_scored,
             score_rows=1,
-            score_read_bytes=n_scored * width * element_bytes,
-            table_write_bytes=width * element_bytes,
+            score_read_bytes=n_scored * width * bits // 8,
+            table_write_bytes=width * bits // 8,
         )
 
 
