@@ -33,6 +33,7 @@ FetchMode = Literal["overlapped", "synchronous", "flexgen"]
 CopyPath = Literal["memcpy", "gather", "host_gather"]
 
 HALF_BYTES = 2
+SLOWEST = 1e6  # of any rate, a second: below it times leave the range of integer picoseconds
 # Name that the score product of a vision encoder carries in a `StepWork`.
 VISION_SCORES = "vision_scores"
 # Rows up to which AWQ's INT4 kernel takes blocks of so many rows by 128 columns (llm-awq d6e797a,
@@ -69,8 +70,8 @@ class PowerMode(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gpu_scale: float = Field(gt=0.0, le=1.0)
-    memory_scale: float = Field(gt=0.0, le=1.0)
+    gpu_scale: float = Field(ge=0.001, le=1.0)
+    memory_scale: float = Field(ge=0.001, le=1.0)
     power_w: float = Field(gt=0.0)
 
 
@@ -85,18 +86,18 @@ class GpuConfig(BaseModel):
     energy: str = Field(description="name of the price table in configs/energy")
 
     sms: int = Field(gt=0)
-    clock_hz: float = Field(gt=0.0, description="of the SMs, boosted")
-    peak_flops: dict[Precision, Annotated[float, Field(gt=0.0)]] = Field(
+    clock_hz: float = Field(ge=SLOWEST, description="of the SMs, boosted")
+    peak_flops: dict[Precision, Annotated[float, Field(ge=SLOWEST)]] = Field(
         description="dense tensor-core peak by activation precision"
     )
-    gemm_share: float = Field(gt=0.0, le=1.0, description="measured large product / peak")
-    attention_share: float = Field(gt=0.0, le=1.0, description="fused attention / peak")
-    fp32_flops: float = Field(gt=0.0, description="CUDA cores: unpacking weights, matrix-vector products")
-    dram_bytes_per_s: float = Field(gt=0.0, description="usable, as a read kernel measures it")
+    gemm_share: float = Field(ge=0.001, le=1.0, description="measured large product / peak")
+    attention_share: float = Field(ge=0.001, le=1.0, description="fused attention / peak")
+    fp32_flops: float = Field(ge=SLOWEST, description="CUDA cores: unpacking weights, matrix-vector products")
+    dram_bytes_per_s: float = Field(ge=SLOWEST, description="usable, as a read kernel measures it")
     dram_bytes_per_activate: int = Field(gt=0, description="of the device memory, streaming; priced, not timed")
     memory_capacity_bytes: int = Field(gt=0)
     l2_bytes: int = Field(gt=0)
-    l2_bytes_per_s: float = Field(gt=0.0)
+    l2_bytes_per_s: float = Field(ge=SLOWEST)
 
     stack: Stack = "fused"
     attention: Literal["eager", "fused"] = "fused"
@@ -110,13 +111,15 @@ class GpuConfig(BaseModel):
         description="host time per kernel that PyTorch modules launch, calls that launch nothing included; dispatch_ps",
     )
 
-    sort_keys_per_s: float = Field(gt=0.0, description="radix sort of 32-bit keys")
+    sort_keys_per_s: float = Field(ge=SLOWEST, description="radix sort of 32-bit keys")
     gather_overhead_bytes: int = Field(ge=0, description="device-memory bytes wasted per gathered chunk")
     copy_path: CopyPath = "memcpy"
     copy_call_ps: int = Field(ge=0, description="host time per asynchronous copy or read call")
     gather_chunk_ps: int = Field(ge=0, description="time per chunk of a kernel that gathers over the link")
     copy_bytes_per_s: float | None = Field(
-        default=None, gt=0.0, description="most that arrives from drive or host memory; what its link and tier allow"
+        default=None,
+        ge=SLOWEST,
+        description="most that arrives from drive or host memory; what its link and tier allow",
     )
     pageable: bool = Field(
         default=False, description="host memory is not pinned: the host copies K, then V, to a pinned relay first"

@@ -36,7 +36,7 @@ class LinkConfig(BaseModel):
     tlp_payload_bytes: int = Field(default=128, ge=64, le=4096, description="largest data part of one packet")
     tlp_overhead_bytes: int = Field(default=28, ge=12, le=64, description="framing, header, CRC, share of DLLPs")
     transfer_ps: int = Field(default=0, ge=0, le=10**9)
-    efficiency: float = Field(default=1.0, gt=0, le=1)
+    efficiency: float = Field(default=1.0, ge=0.001, le=1)
     latency_ps: int = Field(default=0, ge=0, le=10**9, description="first byte asked to first byte received")
 
     @property

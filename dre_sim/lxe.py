@@ -67,7 +67,7 @@ class LxeConfig(BaseModel):
     )
     memory_port_bytes: float | None = Field(
         default=None,
-        gt=0.0,
+        ge=0.001,
         description="device-memory bytes that a core takes in per cycle; the cores share what streams evenly; "
         "null: as fast as memory delivers",
     )

@@ -49,7 +49,7 @@ class SsdConfig(BaseModel):
     pages_per_block: int = Field(ge=1, le=65536)
     sector_bytes: int = Field(default=4096, ge=512, le=65536)
     capacity_bytes: int = Field(gt=0)
-    channel_gb_per_s: float = Field(gt=0, le=64)
+    channel_gb_per_s: float = Field(ge=0.001, le=64)
     t_read_ps: tuple[int, ...] = Field(min_length=1)
     t_program_ps: int = Duration
     t_command_ps: int = Duration

@@ -509,7 +509,7 @@ def test_a_cache_that_does_not_fit_is_refused_with_numbers() -> None:
     [
         ({"power_mode": "70w"}, "'70w' is not among the modes of agx_orin: maxn, 50w, 30w, 15w"),
         ({"peak_flops": {"int8": 1e12}}, "no rate for activation 'fp16'"),
-        ({"dram_bytes_per_s": 0}, "greater than 0"),
+        ({"dram_bytes_per_s": 0}, "greater than or equal to 1000000"),
         ({"stack": "onnx"}, "'eager', 'modules', 'fused', 'graph' or 'ggml'"),
         ({"colour": 1}, "Extra inputs"),
     ],
