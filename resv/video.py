@@ -64,7 +64,10 @@ def _decode(path: Path, fps: float, size_px: int, same_size: bool) -> Iterator[U
                 raise VideoError(f"{path}: has no video stream")
             stream = container.streams.video[0]
             period_s = 1.0 / float(stream.average_rate or stream.guessed_rate or fps)
+            # Without a container frames have no times and the average rate is a default; the codec has the guessed one.
+            bare_period_s = 1.0 / float(stream.guessed_rate or stream.average_rate or fps)
             for frame in container.decode(stream):
+                period_s = bare_period_s if frame.time is None else period_s
                 now_s = n_decoded * period_s if frame.time is None else float(frame.time)
                 start_s = now_s if shown is None else start_s
                 if same_size and shown is not None and (frame.width, frame.height) != (shown.width, shown.height):

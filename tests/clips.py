@@ -25,6 +25,19 @@ def write_clip(path: Path, greys: list[int], fps: int = 20, size: int = 64) -> P
     return path
 
 
+def write_bare_stream(path: Path, greys: list[int], fps: int) -> Path:
+    """H.264 without a container: frames have no times, and only the codec knows the rate."""
+    with av.open(str(path), "w", format="h264") as container:
+        stream = container.add_stream("libx264", rate=fps)
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for grey in greys:
+            frame = av.VideoFrame.from_ndarray(np.full((64, 64, 3), grey, dtype=np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
 def write_sound(path: Path) -> Path:
     """A WAV file: a container with no video stream."""
     with av.open(str(path), "w") as container:

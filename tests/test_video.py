@@ -15,7 +15,7 @@ from resv.features import FEATURES, frame_features, pooling_weights
 from resv.rendered import RenderedVideo, render, render_frame
 from resv.synthetic.latents import standardised
 from resv.video import VideoConfig, VideoError, pingpong_order, read_frames, stream_features
-from tests.clips import real_clip, write_clip, write_sound
+from tests.clips import real_clip, write_bare_stream, write_clip, write_sound
 from tests.naive_trace import ref_frame_features, ref_pingpong, ref_sampled
 
 QUIET = {"sensor_noise": 0.0, "n_objects": 0}
@@ -118,6 +118,12 @@ def test_a_file_is_sampled_at_the_rate_asked_for(tmp_path, fps):
     got = [int(f.mean().round()) for f in read_frames(VideoConfig(file=str(path), fps=fps, size_px=16))]
     want = [greys[i] for i in ref_sampled([i / 20 for i in range(20)], 1.0, fps)]
     np.testing.assert_allclose(got, want, atol=1)
+
+
+def test_a_stream_without_times_is_sampled_at_the_rate_of_its_codec(tmp_path):
+    path = write_bare_stream(tmp_path / "clip.h264", list(range(20, 220, 10)), fps=10)
+    got = [f.mean() for f in read_frames(VideoConfig(file=str(path), fps=5.0, size_px=16))]
+    np.testing.assert_allclose(got, range(20, 220, 20), atol=3)
 
 
 @given(n_clip=st.integers(1, 9), n_frames=st.integers(1, 60))
