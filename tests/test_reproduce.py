@@ -502,6 +502,21 @@ def test_a_session_is_frames_a_question_and_an_answer() -> None:
     assert session_s(cast(Outcome, outcome), OURS, 1000) == 26 * 2 + 5 + 39
 
 
+def test_it_is_said_why_rekv_is_slower_where_it_is() -> None:
+    rows = {
+        (label, length): SimpleNamespace(latency_s=latency, prediction_s=0.05, exposed_fetch_s=latency / 10)
+        for label, latencies in ((AGX, (0.2, 0.5)), (speed.ON_AGX["ReKV"], (0.3, 0.4)))
+        for length, latency in zip((1000, 10_000), latencies, strict=True)
+    }
+    points = dict.fromkeys((label, "frame", length) for label, length in rows)
+    edge = SimpleNamespace(lengths=[1000, 10_000], points=points, row=lambda label, stage, length: rows[label, length])
+    said = list(speed._against_flexgen(cast(Outcome, edge)))
+    assert said == [
+        "AGX + ReKV at 1K predicts for 50 ms a frame and waits 30 ms for its fetch, AGX + FlexGen 20 ms.",
+    ]
+    assert list(speed._sessions_in_seconds(tiny())) == []
+
+
 def test_prefill_is_frames_and_a_question_without_the_encoder(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = ("workload.kv_lengths_tokens=[200,600]", "model.n_layers=4")
     experiment, _ = load_experiment(str(paper_experiment("fig4")), settings)
