@@ -389,20 +389,3 @@ def run(queue_depth: int, waiting: Int64, levels: Int64, m: Int64, op: Int64, re
         else:
             _ask(heard, gate, d.entry, m, req, d)
             heard += REQ_COLS
-
-
-@njit(cache=True, nogil=True)
-def touch(page: Int64, write: Int64, n_pages: int, n_planes: int, n_levels: int, plane: Int64) -> Int64:
-    """Levels of pages (n,) on a fresh drive: each plane hands out its own in order.
-
-    page : (n,) as numbered among `n_pages` different ones, in the order of their requests
-    A page that is read has the level of its first touch or last write; every write takes a new one.
-    """
-    mapped, given = np.full(n_pages, NONE, np.int64), np.zeros(n_planes, np.int64)
-    level = np.empty(page.size, np.int64)
-    for i in range(page.size):
-        if write[i] or mapped[page[i]] == NONE:
-            mapped[page[i]] = given[plane[i]] % n_levels
-            given[plane[i]] += 1
-        level[i] = mapped[page[i]]
-    return level

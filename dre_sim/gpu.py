@@ -215,12 +215,10 @@ class _StepOnGpu:
     def _relay(self, target: LayerWork, extent_bytes: Int64, *, buffers: int) -> None:
         """The host copies extents to pinned buffers, each of which then crosses the link in one call.
 
-        It waits for the indices of a selection, which come from the device, and launches nothing while it copies.
+        It has waited for the indices of a selection (`_software`), and launches nothing while it copies.
         """
         n_bytes, relay_ps = int(extent_bytes.sum()), self.config.offload.relayed_ps(extent_bytes)
         self.actions["host_dram_bytes"] += 2 * n_bytes
-        if target.selects:
-            self._host += self._stream
         for buffer in np.diff(np.arange(buffers + 1) * n_bytes // buffers):
             self._host = (self.graph.add("host", "fetch", target.layer, relay_ps // buffers, self._host),)
             self._move(target, np.array([buffer]), self._stream + self._host)

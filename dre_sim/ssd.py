@@ -2,7 +2,8 @@
 
 Small random reads pile up on hot dies, large ones fill the channels or the link; all three are queues here. A drive
 fetches its commands over the link too, so that they wait behind data on its way to the host.
-The kernel is `_ssd_kernel.py`. Knows no garbage collection, no SLC cache, no mapping misses, no program suspend.
+The kernels are `_ssd_kernel.py` and `_ssd_levels.py`. Knows no garbage collection, no SLC cache, no mapping misses, no
+program suspend.
 """
 
 from __future__ import annotations
@@ -242,6 +243,7 @@ def _device(c: SsdConfig, link: LinkConfig, *, fresh: bool) -> Device:
 def _levels(c: SsdConfig, req: Int64) -> Int64:
     """Levels of all requests' pages on a fresh drive, in order; notes in each request how many come before its own."""
     from dre_sim import _ssd_kernel as k
+    from dre_sim._ssd_levels import touch
 
     first, end = req[:, k.ADDRESS] // c.page_bytes, -(-(req[:, k.ADDRESS] + req[:, k.SIZE]) // c.page_bytes)
     count = end - first
@@ -250,9 +252,8 @@ def _levels(c: SsdConfig, req: Int64) -> Int64:
     page = np.repeat(first - before, count) + np.arange(int(count.sum()))
     different, number = np.unique(page, return_inverse=True)
     n_planes = c.n_dies * c.planes_per_die
-    return k.touch(
-        number, np.repeat(req[:, k.WRITES], count), different.size, n_planes, c.pages_per_block, page % n_planes
-    )
+    writes = np.repeat(req[:, k.WRITES], count)
+    return touch(number, writes, different.size, n_planes, c.pages_per_block, page % n_planes)
 
 
 def _link_ps(link: LinkConfig, n_bytes: Int64, command_bytes: int = 0) -> Int64:

@@ -93,19 +93,13 @@ def test_ratio_one_selects_everything_and_equals_full_attention() -> None:
     assert all(r.output_rel_error == pytest.approx(0.0, abs=1e-5) for r in rows)
 
 
-def test_a_session_gives_one_row_per_stage() -> None:
-    settings = ["workload={kind: session, frames: 4, question_tokens: 5, answer_tokens: 3}"]
-    rows = [r for r in run(settings).rows if r.label == "vrex8+resv"]
+def test_a_session_gives_one_row_per_stage_whose_power_is_its_energy_over_its_time() -> None:
+    everyones = run(["workload={kind: session, frames: 20, question_tokens: 5, answer_tokens: 3}"]).rows
+    rows = [r for r in everyones if r.label == "vrex8+resv"]
     assert [(r.stage, r.n_new_tokens) for r in rows] == [("frame", 10), ("question", 5), ("decode", 1)]
     assert rows[0].fps == pytest.approx(1 / rows[0].latency_s)
     assert rows[1].fps is None
-    assert [r.power_w for r in rows] == [pytest.approx(r.energy_j / r.latency_s, rel=1e-12) for r in rows]
-
-
-def test_the_power_of_a_stage_is_its_energy_over_its_time() -> None:
-    settings = ["workload={kind: session, frames: 20, question_tokens: 5, answer_tokens: 3}"]
-    for row in run(settings).rows:
-        assert row.power_w * row.latency_s == pytest.approx(row.energy_j)
+    assert [r.power_w for r in everyones] == [pytest.approx(r.energy_j / r.latency_s, rel=1e-12) for r in everyones]
 
 
 def test_a_stage_is_the_mean_of_its_steps_at_the_last_ones_cache_length() -> None:
